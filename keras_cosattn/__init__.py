@@ -1,0 +1,12 @@
+"""Attention for long sequences and small devices, as Keras 3 layers."""
+
+from keras_cosattn.attention import (
+    Attention,
+    CosFormerAttention,
+    LinearAttention,
+    SoftmaxAttention,
+)
+from keras_cosattn.positions import PositionEmbedding
+from keras_cosattn.temporal import CausalConv1D, CausalDepthwiseConv1D, RunningMean
+
+__version__ = "0.1.0"

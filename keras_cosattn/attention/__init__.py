@@ -1,0 +1,8 @@
+"""The attention layers, one file per variant."""
+
+from keras_cosattn.attention.base import Attention
+from keras_cosattn.attention.cosformer import CosFormerAttention
+from keras_cosattn.attention.linear import LinearAttention
+from keras_cosattn.attention.softmax import SoftmaxAttention
+
+__all__ = ["Attention", "CosFormerAttention", "LinearAttention", "SoftmaxAttention"]

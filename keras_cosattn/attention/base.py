@@ -1,0 +1,324 @@
+"""What every attention layer shares: projections, masks, head groups, dropout, config, streams."""
+
+import typing
+
+import keras
+from keras import ops
+
+from keras_cosattn import scope
+from keras_cosattn.ops import masks
+
+
+class Masks(typing.NamedTuple):
+    """Which key each query may see, in factors. None stands for all."""
+
+    query: object = None  # (b, t) bool
+    key: object = None  # (b, s) bool
+    segments: object = None  # (b, t) integer
+    attention: object = None  # broadcastable to (b, h, t, s)
+    causal: bool = False
+
+
+class Attention(keras.layers.Layer):
+    """Base of the attention layers: a drop-in for `keras.layers.MultiHeadAttention`.
+
+    `(b, t, m)` queries and `(b, s, m')` values are projected to heads, mixed by the variant, and
+    projected back to `(b, t, m)`. A variant fills in `_attend` and `_attend_in_stream`.
+
+    Args:
+        num_heads: h.
+        key_dim: d, the size of a query or key head.
+        value_dim: e, the size of a value head; None is d.
+        num_key_value_heads: heads of keys and values, each shared by a group of query heads;
+            None is h. Ainslie et al., 2023.
+        dropout: rate, while training.
+        use_bias: give the projections a bias.
+        output_shape: size of the output's last axis; None is that of the query.
+        kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
+        kernel_constraint, bias_constraint: of the projections.
+        seed: of the dropout.
+
+    Call arguments:
+        query: `(b, t, m)`.
+        value: `(b, s, m')`.
+        key: `(b, s, m'')`; None is the value.
+        query_mask, value_mask, key_mask: `(b, t)`, `(b, s)`, `(b, s)`, True where a step takes
+            part; None is Keras's implicit mask. Masked queries give zero before the output
+            projection, and positions count the real steps only.
+        attention_mask: `(b, 1, s)`, a padding mask; `SoftmaxAttention` takes any that
+            broadcasts to `(b, h, t, s)`.
+        return_attention_scores: also return the weights `(b, h, t, s)`, in O(t s) time and memory.
+        training: apply dropout.
+        use_causal_mask: query t sees keys s <= t, both counted from the start.
+        segment_ids: `(b, t)`, for packed sequences in self-attention: a step sees only its own
+            run of equal ids.
+
+    A row with nothing to attend to is zero before the output projection. Inside a stream
+    (`Streaming`) the layer goes on from its state; that needs `use_causal_mask=True`.
+    """
+
+    accepts_attention_mask = False
+
+    def __init__(
+        self,
+        num_heads,
+        key_dim,
+        value_dim=None,
+        num_key_value_heads=None,
+        dropout=0.0,
+        use_bias=True,
+        output_shape=None,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_heads = positive("num_heads", num_heads)
+        self.key_dim = positive("key_dim", key_dim)
+        self.value_dim = positive("value_dim", value_dim or key_dim)
+        self.num_key_value_heads = positive("num_key_value_heads", num_key_value_heads or num_heads)
+        if num_heads % self.num_key_value_heads:
+            raise ValueError(
+                "`num_heads` must be a multiple of `num_key_value_heads`. Received: "
+                f"num_heads={num_heads}, num_key_value_heads={num_key_value_heads}"
+            )
+        self.dropout = dropout
+        self.use_bias = use_bias
+        self.output_size = output_shape
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+        self.seed = seed
+        self.supports_masking = True
+        self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy)
+
+    def build(self, query_shape, value_shape, key_shape=None):
+        key_shape = value_shape if key_shape is None else key_shape
+        self._check_inputs(query_shape, value_shape, key_shape)
+        shared = self.num_key_value_heads
+        self.query_dense = self._heads("query", query_shape, self.num_heads, self.key_dim)
+        self.key_dense = self._heads("key", key_shape, shared, self.key_dim)
+        self.value_dense = self._heads("value", value_shape, shared, self.value_dim)
+        self.output_dense = keras.layers.EinsumDense(
+            "bthe,hem->btm",
+            output_shape=(None, self.output_size or query_shape[-1]),
+            bias_axes="m" if self.use_bias else None,
+            name="attention_output",
+            **self._projection_options(),
+        )
+        self.output_dense.build((*query_shape[:2], self.num_heads, self.value_dim))
+
+    def call(
+        self,
+        query,
+        value,
+        key=None,
+        query_mask=None,
+        value_mask=None,
+        key_mask=None,
+        attention_mask=None,
+        return_attention_scores=False,
+        training=None,
+        use_causal_mask=False,
+        segment_ids=None,
+    ):
+        key = value if key is None else key
+        self._check_inputs(query.shape, value.shape, key.shape)
+        given = {
+            "query_mask": (query_mask, query.shape),
+            "value_mask": (value_mask, value.shape),
+            "key_mask": (key_mask, key.shape),
+            "segment_ids": (segment_ids, query.shape),
+        }
+        for name, (mask, shape) in given.items():
+            self._check_steps(name, mask, shape)
+        if segment_ids is not None and not _compatible(query.shape[1], value.shape[1]):
+            raise ValueError(
+                f"{self.name}: `segment_ids` is for self-attention, where queries and keys are "
+                f"the same steps. Received: query.shape={query.shape}, value.shape={value.shape}"
+            )
+        key_mask = masks.both(_as_bool(value_mask), _as_bool(key_mask))
+        attention_mask, padding = self._factor(attention_mask, query.shape[1], value.shape[1])
+        key_mask = masks.both(key_mask, padding)
+        query_mask = _as_bool(query_mask)
+        if query is value and (query_mask is None or padding is not None):
+            query_mask = key_mask = masks.both(query_mask, key_mask)
+        how = Masks(query_mask, key_mask, segment_ids, attention_mask, use_causal_mask)
+
+        q, k, v = self.query_dense(query), self.key_dense(key), self.value_dense(value)
+        stream = scope.current()
+        if stream is None:
+            mixed, weights = self._attend(q, k, v, how, training, return_attention_scores)
+        else:
+            self._check_stream(how, return_attention_scores)
+            how = how._replace(key=masks.both(stream.mask, masks.both(query_mask, key_mask)))
+            mixed, weights = self._attend_in_stream(q, k, v, how.key, stream), None
+        if how.query is not None:
+            mixed = ops.where(_rows(how.query), mixed, ops.zeros_like(mixed))
+        outputs = self.output_dense(ops.cast(mixed, self.compute_dtype))
+        if return_attention_scores:
+            return outputs, ops.cast(weights, self.compute_dtype)
+        return outputs
+
+    def compute_output_spec(
+        self, query, value, key=None, return_attention_scores=False, use_causal_mask=False, **masks
+    ):
+        self._check_inputs(query.shape, value.shape, (value if key is None else key).shape)
+        shape = self.compute_output_shape(query.shape, value.shape)
+        outputs = keras.KerasTensor(shape, dtype=self.compute_dtype)
+        if not return_attention_scores:
+            return outputs
+        shape = (query.shape[0], self.num_heads, query.shape[1], value.shape[1])
+        return outputs, keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def compute_output_shape(self, query_shape, value_shape, key_shape=None):
+        return (*query_shape[:2], self.output_size or query_shape[-1])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "key_dim": self.key_dim,
+            "value_dim": self.value_dim,
+            "num_key_value_heads": self.num_key_value_heads,
+            "dropout": self.dropout,
+            "use_bias": self.use_bias,
+            "output_shape": self.output_size,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
+            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
+            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
+            "seed": self.seed,
+        }
+
+    def _attend(self, q, k, v, masks, training, return_weights):
+        """Mix v over the whole sequence: `(b, t, h, e)` and, if asked for, `(b, h, t, s)`."""
+        raise NotImplementedError(f"{type(self).__name__} must fill in `_attend`.")
+
+    def _attend_in_stream(self, q, k, v, mask, stream):
+        """Mix v over the past that the stream holds and these steps: `(b, t, h, e)`."""
+        raise NotImplementedError(f"{type(self).__name__} must fill in `_attend_in_stream`.")
+
+    def _heads(self, name, shape, heads, size):
+        dense = keras.layers.EinsumDense(
+            "btm,mhd->bthd",
+            output_shape=(None, heads, size),
+            bias_axes="hd" if self.use_bias else None,
+            name=name,
+            **self._projection_options(),
+        )
+        dense.build(shape)
+        return dense
+
+    def _projection_options(self):
+        return {
+            "kernel_initializer": _copy(self.kernel_initializer),
+            "bias_initializer": _copy(self.bias_initializer),
+            "kernel_regularizer": self.kernel_regularizer,
+            "bias_regularizer": self.bias_regularizer,
+            "kernel_constraint": self.kernel_constraint,
+            "bias_constraint": self.bias_constraint,
+            "dtype": self.dtype_policy,
+        }
+
+    def _factor(self, mask, t, s):
+        """An attention mask as `(rest, padding)`: one of the two is None, `padding (b, s)`."""
+        if mask is None:
+            return None, None
+        mask = _as_bool(mask)
+        shape = (1,) * (4 - len(mask.shape)) + tuple(mask.shape)
+        if len(mask.shape) == 3:
+            shape = (shape[1], 1, *shape[2:])
+        if len(shape) > 4 or any(
+            n not in (1, None) and not _compatible(n, full)
+            for n, full in zip(shape[1:], (self.num_heads, t, s), strict=True)
+        ):
+            raise ValueError(
+                f"{self.name}: `attention_mask` must broadcast to (b, h, t, s) = "
+                f"(b, {self.num_heads}, {t}, {s}), a mask of rank 3 being (b, t, s). "
+                f"Received: attention_mask.shape={mask.shape}"
+            )
+        if shape[1] == 1 and shape[2] == 1:
+            return None, ops.broadcast_to(
+                ops.reshape(mask, (-1, mask.shape[-1])), (ops.shape(mask)[0], s)
+            )
+        if not self.accepts_attention_mask:
+            raise ValueError(
+                f"{self.name}: a linear layer cannot take an `attention_mask` that differs from "
+                f"query to query. Received: attention_mask.shape={mask.shape}. Use (b, 1, s) for "
+                "padding, `use_causal_mask=True`, or `segment_ids`; or SoftmaxAttention, "
+                "which takes any mask."
+            )
+        return mask, None
+
+    def _check_inputs(self, query_shape, value_shape, key_shape):
+        shapes = {"query": query_shape, "value": value_shape, "key": key_shape}
+        for name, shape in shapes.items():
+            if len(shape) != 3 or shape[1] == 0:
+                raise ValueError(
+                    f"{self.name}: `{name}` must have shape (batch, steps, features) with at "
+                    f"least one step. Received: {name}.shape={tuple(shape)}"
+                )
+        batches = (query_shape[0], value_shape[0]), (value_shape[0], key_shape[0])
+        if not all(_compatible(*pair) for pair in (*batches, (value_shape[1], key_shape[1]))):
+            raise ValueError(
+                f"{self.name}: query, value and key must agree in batch size, and value and key "
+                f"in length. Received: query.shape={tuple(query_shape)}, "
+                f"value.shape={tuple(value_shape)}, key.shape={tuple(key_shape)}"
+            )
+
+    def _check_steps(self, name, mask, shape):
+        if mask is None:
+            return
+        if len(mask.shape) != 2 or not all(
+            _compatible(n, full) for n, full in zip(mask.shape, shape, strict=False)
+        ):
+            raise ValueError(
+                f"{self.name}: `{name}` must have shape (batch, steps) = {tuple(shape[:2])}. "
+                f"Received: {name}.shape={tuple(mask.shape)}"
+            )
+
+    def _check_stream(self, how, return_attention_scores):
+        reasons = {
+            "it looks ahead: it is called without `use_causal_mask=True`": not how.causal,
+            "`attention_mask` would have to cover the past": how.attention is not None,
+            "`segment_ids` are not needed: reset the stream instead": how.segments is not None,
+            "`return_attention_scores` would need the whole past": return_attention_scores,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise ValueError(f"{self.name} ({type(self).__name__}) cannot stream: {reason}.")
+
+
+def positive(name, value):
+    """`value`, which must be an integer of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")
+    return value
+
+
+def _compatible(n, other):
+    return n is None or other is None or n == other
+
+
+def _as_bool(mask):
+    return None if mask is None else ops.cast(mask, "bool")
+
+
+def _rows(mask):
+    return ops.expand_dims(ops.expand_dims(mask, -1), -1)
+
+
+def _copy(initializer):
+    """A fresh one, so that two projections never start with the same numbers."""
+    return type(initializer).from_config(initializer.get_config())

@@ -1,0 +1,112 @@
+"""cosFormer attention."""
+
+import keras
+
+from keras_cosattn.attention.base import positive
+from keras_cosattn.attention.sums import SumsAttention
+from keras_cosattn.ops.chunked import CHUNK_SIZE
+from keras_cosattn.ops.cosine import causal_cosine_attention, cosine_attention, cosine_weights
+
+
+@keras.saving.register_keras_serializable("keras_cosattn")
+class CosFormerAttention(SumsAttention):
+    """cosFormer: `out_t = sum_s w_ts v_s / sum_s w_ts`.
+
+    `w_ts = relu(q_t) . relu(k_s) cos(pi/2 (t - s) / M)`: no weight is negative, and near steps
+    weigh more. O((t + s) d e) time and O(t + s) memory per head; a streamed step and its float32
+    state are O(d e). Qin et al., 2022, eq. 8-12.
+
+    Say what M is:
+
+    - `max_length=M`: sequences of up to M steps, both directions, causal, cross and packed. Longer
+      ones raise ValueError; where the length is not known beforehand (a dynamic shape, a stream)
+      the steps from M on give NaN, for beyond M the cosine is negative.
+    - `horizon=M`: causal input without end. A step sees its own and the previous half-horizon of
+      M / 2 steps, counted from the start, so between M / 2 and M steps, in constant state. No
+      weight is ever negative. While the input has at most M / 2 steps it is `max_length=M`.
+    - neither: the paper's code, M = the larger number of real queries or keys in the call, for
+      each example. Outputs then change when steps are appended, so it neither streams nor packs.
+
+    Where we leave the paper: M may be fixed, and padding counts neither in the sums nor in the
+    positions. The paper takes the length of the padded batch for M.
+
+    Args:
+        num_heads, key_dim, **kwargs: as `Attention`.
+        max_length, horizon: M in steps, at most one of them; the horizon is even.
+        chunk_size: steps per chunk of the causal form.
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        key_dim,
+        *,
+        max_length=None,
+        horizon=None,
+        chunk_size=CHUNK_SIZE,
+        **kwargs,
+    ):
+        super().__init__(num_heads, key_dim, **kwargs)
+        if max_length is not None and horizon is not None:
+            raise ValueError(
+                "Give `max_length` for sequences with an end or `horizon` for those without, not "
+                f"both. Received: max_length={max_length}, horizon={horizon}"
+            )
+        if horizon is not None and positive("horizon", horizon) % 2:
+            raise ValueError(f"`horizon` must be even: two halves. Received: horizon={horizon}")
+        self.max_length = None if max_length is None else positive("max_length", max_length)
+        self.horizon = horizon
+        self.chunk_size = positive("chunk_size", chunk_size)
+        self.limit = max_length
+
+    def _sums(self, q, k, v, how, state):
+        self._check(how, streams=state is not None)
+        options = {
+            "max_length": self.max_length,
+            "query_mask": how.query,
+            "mask": how.key,
+            "segment_ids": how.segments,
+            "chunk_size": self.chunk_size,
+        }
+        if how.causal:
+            return causal_cosine_attention(q, k, v, horizon=self.horizon, state=state, **options)
+        return cosine_attention(q, k, v, **options), None
+
+    def _weights(self, q, k, how):
+        self._check(how)
+        return cosine_weights(
+            q,
+            k,
+            max_length=self.max_length,
+            horizon=self.horizon,
+            causal=how.causal,
+            query_mask=how.query,
+            mask=how.key,
+            segment_ids=how.segments,
+        )
+
+    def _check(self, how, streams=False):
+        if self.horizon is not None and not how.causal:
+            raise ValueError(
+                f"{self.name}: `horizon` is for causal input without end; call the layer with "
+                "`use_causal_mask=True`, or build it with `max_length` to look both ways."
+            )
+        if self.horizon is None and self.max_length is None and (streams or how.segments is not None):
+            what = "stream" if streams else "pack sequences (`segment_ids`)"
+            raise ValueError(
+                f"{self.name}: without `max_length` or `horizon` the cosine's length changes with "
+                f"every call, so the layer cannot {what}. Build it with one of them."
+            )
+
+    def _state_spec(self):
+        sums = (self.num_key_value_heads, 2 * self.key_dim, self.value_dim + 1), "float32"
+        spec = {"sums": sums, "position": ((), "int32")}
+        return spec if self.horizon is None else {**spec, "previous": sums}
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "max_length": self.max_length,
+            "horizon": self.horizon,
+            "chunk_size": self.chunk_size,
+        }

@@ -1,0 +1,74 @@
+"""Linear attention with a feature map."""
+
+import keras
+
+from keras_cosattn.attention.base import positive
+from keras_cosattn.attention.sums import SumsAttention
+from keras_cosattn.ops import features
+from keras_cosattn.ops.chunked import CHUNK_SIZE
+from keras_cosattn.ops.linear import linear_attention, linear_weights
+
+
+@keras.saving.register_keras_serializable("keras_cosattn")
+class LinearAttention(SumsAttention):
+    """Linear attention: `out_t = phi(q_t) sum_s phi(k_s) v_s^T / phi(q_t) sum_s phi(k_s)`.
+
+    Both directions, causal, cross, packed; streams without end. O((t + s) d e) time and O(t + s)
+    memory per head; a streamed step and its float32 state are O(d e).
+    Katharopoulos et al., 2020, eq. 4-12.
+
+    Args:
+        num_heads, key_dim, **kwargs: as `Attention`.
+        feature_map: phi: `"elu+1"`, `"relu"`, `"squared_relu"`, `"identity"`, or a function
+            `(b, t, h, d) -> (b, t, h, f)`, registered with Keras if the layer is to be saved.
+            With `"identity"` weights can be negative, and the output is large where they nearly
+            cancel.
+        chunk_size: steps per chunk of the causal form.
+    """
+
+    def __init__(
+        self, num_heads, key_dim, *, feature_map="elu+1", chunk_size=CHUNK_SIZE, **kwargs
+    ):
+        super().__init__(num_heads, key_dim, **kwargs)
+        if isinstance(feature_map, dict):
+            feature_map = keras.saving.deserialize_keras_object(feature_map)
+        self.feature_map = feature_map
+        self.chunk_size = positive("chunk_size", chunk_size)
+        self._phi = features.get(feature_map)
+
+    def _sums(self, q, k, v, how, state):
+        return linear_attention(
+            self._phi(q),
+            self._phi(k),
+            v,
+            causal=how.causal,
+            mask=how.key,
+            segment_ids=how.segments,
+            state=state,
+            chunk_size=self.chunk_size,
+        )
+
+    def _weights(self, q, k, how):
+        return linear_weights(
+            self._phi(q),
+            self._phi(k),
+            causal=how.causal,
+            query_mask=how.query,
+            mask=how.key,
+            segment_ids=how.segments,
+        )
+
+    def _state_spec(self):
+        head = keras.KerasTensor((1, 1, self.num_key_value_heads, self.key_dim))
+        size = keras.backend.compute_output_spec(self._phi, head).shape[-1]
+        return {"sums": ((self.num_key_value_heads, size, self.value_dim + 1), "float32")}
+
+    def get_config(self):
+        feature_map = self.feature_map
+        if callable(feature_map):
+            feature_map = keras.saving.serialize_keras_object(feature_map)
+        return {
+            **super().get_config(),
+            "feature_map": feature_map,
+            "chunk_size": self.chunk_size,
+        }

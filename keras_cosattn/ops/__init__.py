@@ -1,0 +1,19 @@
+"""Pure functions on `(b, t, h, d)` tensors: no layers, no weights, state in and state out."""
+
+from keras_cosattn.ops.cosine import causal_cosine_attention, cosine_attention, cosine_weights
+from keras_cosattn.ops.dense import softmax_attention
+from keras_cosattn.ops.features import elu_plus_one, identity, relu, squared_relu
+from keras_cosattn.ops.linear import linear_attention, linear_weights
+
+__all__ = [
+    "causal_cosine_attention",
+    "cosine_attention",
+    "cosine_weights",
+    "elu_plus_one",
+    "identity",
+    "linear_attention",
+    "linear_weights",
+    "relu",
+    "softmax_attention",
+    "squared_relu",
+]

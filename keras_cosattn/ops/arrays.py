@@ -1,0 +1,108 @@
+"""Small tensor helpers shared by the ops: precision, time padding, head groups."""
+
+import math
+
+from keras import backend, ops
+
+SMALLEST_SUM = 1e-12
+"""A row whose weights sum to less than this attends to nothing and gives zero."""
+
+
+def accumulate(x):
+    """`x` in the precision of sums: float32, or float64 where it came as float64."""
+    wide = backend.standardize_dtype(x.dtype) == "float64"
+    return ops.cast(x, "float64" if wide else "float32")
+
+
+def zero_masked(x, mask):
+    """`x (b, t, ...)` with exact zeros, also for NaN, where `mask (b, t)` is False."""
+    if mask is None:
+        return x
+    for _ in range(len(x.shape) - 2):
+        mask = ops.expand_dims(mask, -1)
+    return ops.where(mask, x, ops.zeros((), x.dtype))
+
+
+def append_ones(v):
+    """`[v, 1]`, so that one sum carries the numerator and, last, the normaliser."""
+    return ops.concatenate([v, ops.ones_like(v[..., :1])], axis=-1)
+
+
+def divide(sums):
+    """`(..., e + 1) -> (..., e)`: numerator by normaliser, zero where that is zero."""
+    total = sums[..., -1:]
+    something = ops.abs(total) > SMALLEST_SUM
+    return ops.where(
+        something, sums[..., :-1] / ops.where(something, total, 1.0), ops.zeros((), sums.dtype)
+    )
+
+
+def zeros_in_time(x, length):
+    """Zeros like `x (b, t, ...)` with `length` steps, which may be a tensor."""
+    return ops.zeros((ops.shape(x)[0], length, *x.shape[2:]), x.dtype)
+
+
+def pad_end(x, amount):
+    """`x (b, t, ...)` followed by `amount` zero steps."""
+    if isinstance(amount, int) and amount == 0:
+        return x
+    return ops.concatenate([x, zeros_in_time(x, amount)], axis=1)
+
+
+def fit_length(x, length):
+    """`x (b, s, ...)` cut, or followed by zeros, to `length` steps."""
+    s = ops.shape(x)[1]
+    if isinstance(s, int) and isinstance(length, int):
+        return x[:, :length] if s >= length else pad_end(x, length - s)
+    return pad_end(x[:, :length], ops.maximum(length - s, 0))
+
+
+def hold_end(x, amount):
+    """`x (b, t)` followed by `amount` copies of its last step."""
+    if isinstance(amount, int) and amount == 0:
+        return x
+    last = ops.broadcast_to(x[:, -1:], (ops.shape(x)[0], amount))
+    return ops.concatenate([x, last], axis=1)
+
+
+def ceil_sqrt(n):
+    """The smallest integer whose square is at least `n`, an int or a tensor."""
+    if isinstance(n, int):
+        return math.isqrt(n - 1) + 1
+    return ops.cast(ops.ceil(ops.sqrt(ops.cast(n, "float32"))), "int32")
+
+
+def group_size(q, k):
+    """Query heads per key head. Raises ValueError if they do not divide."""
+    heads, shared = q.shape[2], k.shape[2]
+    if heads % shared:
+        raise ValueError(
+            "The number of query heads must be a multiple of the number of key heads. "
+            f"Received: q with {heads} heads, k with {shared} heads"
+        )
+    return heads // shared
+
+
+def fold_groups(q, group):
+    """`(b, t, h * group, d) -> (b, t * group, h, d)`: grouped heads become more rows."""
+    if group == 1:
+        return q
+    b, t = ops.shape(q)[:2]
+    h, d = q.shape[2] // group, q.shape[3]
+    q = ops.transpose(ops.reshape(q, (b, t, h, group, d)), (0, 1, 3, 2, 4))
+    return ops.reshape(q, (b, t * group, h, d))
+
+
+def each_row(x, group, axis=1):
+    """`x` with every step repeated for the `group` rows that it has."""
+    return x if group == 1 else ops.repeat(x, group, axis=axis)
+
+
+def unfold_groups(x, group):
+    """The inverse of `fold_groups`."""
+    if group == 1:
+        return x
+    b, rows = ops.shape(x)[:2]
+    h, d = x.shape[2:]
+    x = ops.transpose(ops.reshape(x, (b, rows // group, group, h, d)), (0, 1, 3, 2, 4))
+    return ops.reshape(x, (b, rows // group, h * group, d))

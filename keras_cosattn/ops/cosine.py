@@ -1,0 +1,217 @@
+"""cosFormer's re-weighting: relu features, and a cosine that falls with distance.
+
+`cos(a - b) = cos a cos b + sin a sin b` splits the weight of a pair into features of its two
+positions, so the sum stays linear in time. Inside a chunk the scores take d features and a table
+of cosines; only what is summed over chunks needs the 2 d features `[x cos, x sin]`.
+"""
+
+import math
+
+from keras import ops
+
+from keras_cosattn.ops import arrays, dense, masks
+from keras_cosattn.ops.chunked import CHUNK_SIZE, causal_sums
+from keras_cosattn.ops.linear import both_ways, zero_sums
+
+
+def cosine_attention(
+    q, k, v, *, max_length=None, query_mask=None, mask=None, segment_ids=None, chunk_size=CHUNK_SIZE
+):
+    """`out_t = sum_s w_ts v_s / sum_s w_ts`, `w_ts = relu(q_t) . relu(k_s) cos(pi/2 (t - s) / M)`.
+
+    A row whose weights sum to nothing is zero. M is `max_length`, or if that is None the larger
+    of each example's numbers of real queries and keys, as in the paper.
+
+    At distances beyond M the cosine is negative. So more than `max_length` steps raise
+    ValueError; where their number is not known beforehand (a dynamic shape, segments), an example
+    that has a position from `max_length` on gives NaN.
+
+    Args:
+        q: `(b, t, h, d)`; h a multiple of the key heads.
+        k, v: `(b, s, hk, d)` and `(b, s, hk, e)`.
+        max_length: M, in steps.
+        query_mask, mask: `(b, t)` and `(b, s)`, True where a query or key takes part. Positions
+            count the steps that do.
+        segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only, from position 0.
+        chunk_size: steps per chunk; used with segments only.
+
+    Returns `(b, t, h, e)`. O((t + s) d e) time. Qin et al., 2022, eq. 10-12.
+    """
+    q, k, v, group = _prepare(q, k, v, mask)
+    t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
+    segments = masks.segment_numbers(segment_ids)
+    known = _check_length(max_length, t, s) and segments is None
+    if segments is not None and max_length is None:
+        raise ValueError("Packed sequences (`segment_ids`) need `max_length`: M may not depend on "
+                         "the neighbours of a segment. Received: max_length=None")  # fmt: skip
+    span = _longest(t, s, query_mask, mask) if max_length is None else max_length
+    q_position = masks.positions(t, query_mask, segments)
+    k_position = masks.positions(s, mask, segments)
+    q_angle, k_angle = _angles(q_position, span, q.dtype), _angles(k_position, span, q.dtype)
+    q_read = _turn(q, arrays.each_row(q_angle, group))
+    k_write = _turn(k, k_angle)
+    if segments is None:
+        out = ops.einsum("bthf,bhfe->bthe", q_read, ops.einsum("bshf,bshe->bhfe", k_write, v))
+    else:
+        out, _ = both_ways(
+            q, k, v, zero_sums(k_write, v), q_read=q_read, k_write=k_write, kernel=ops.cos,
+            positions=q_angle, runs=segments, group=group, chunk_size=chunk_size,
+        )  # fmt: skip
+    out = arrays.unfold_groups(arrays.divide(out), group)
+    if known or max_length is None:
+        return out
+    longest = ops.maximum(
+        ops.max(q_position, axis=1, keepdims=True), ops.max(k_position, axis=1, keepdims=True)
+    )
+    return _nan_from(max_length, longest, out)
+
+
+def causal_cosine_attention(
+    q,
+    k,
+    v,
+    *,
+    max_length=None,
+    horizon=None,
+    query_mask=None,
+    mask=None,
+    segment_ids=None,
+    state=None,
+    chunk_size=CHUNK_SIZE,
+):
+    """As `cosine_attention`, over s <= t only, and going on from a state.
+
+    Query t and key t stand at the same position, that of query t. With `horizon` H the sum has
+    no end: t sees its own and the previous half-horizon of H / 2 steps, and M = H. Every distance
+    is then below M and no weight is negative, however long the input.
+
+    With `max_length`, positions from `max_length` on give NaN where the length is not known
+    beforehand (a dynamic shape, segments, a state). With neither, M is the paper's, and no state
+    is taken or returned: it would change with every call.
+
+    Args:
+        q, k, v, query_mask, mask, segment_ids: as `cosine_attention`.
+        max_length, horizon: M, in steps; at most one of them. A horizon is even.
+        state: what an earlier call returned; it belongs to the first segment.
+        chunk_size: steps per chunk.
+
+    Returns:
+        `(b, t, h, e)` and the state: `"sums" (b, hk, 2 d, e + 1)`, `"position" (b,)` int32 and,
+        with a horizon, `"previous"` like the sums; in float32, or float64 for float64 inputs.
+
+    O(t d e) time, O(d e) state. Qin et al., 2022, eq. 10-12; the horizon is ours.
+    """
+    q, k, v, group = _prepare(q, k, v, mask)
+    t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
+    segments = masks.segment_numbers(segment_ids)
+    known = _check_length(max_length, t) and segments is None and state is None
+    span = max_length or horizon or _longest(t, s, query_mask, mask)
+    k, v = arrays.fit_length(k, t), arrays.fit_length(v, t)
+    start = None if state is None else state["position"]
+    count = masks.counts(t, query_mask, segments, start)
+    position = ops.maximum(count - 1, 0)
+
+    half = None if horizon is None else ops.floor_divide(position, horizon // 2)
+    offset = position if horizon is None else position - half * (horizon // 2)
+    angle = _angles(offset, span, q.dtype)
+    q_read, k_write = _turn(q, arrays.each_row(angle, group)), _turn(k, angle)
+    options = {"group": group, "chunk_size": chunk_size, "runs": segments}
+    if query_mask is None and segments is None:
+        options["kernel"] = lambda distance: ops.cos(_angles(distance, span, q.dtype))
+    else:
+        options |= {"kernel": ops.cos, "positions": _angles(position, span, q.dtype)}
+    if horizon is not None:
+        earlier = _angles(offset + horizon // 2, span, q.dtype)
+        options["q_previous"] = _turn(q, arrays.each_row(earlier, group))
+        options["runs"] = _half_runs(half, segments, ops.shape(k)[0])
+        options["chunk_size"] = min(chunk_size, horizon // 2)
+    if state is None:
+        state = zero_sums(k_write, v)
+        if horizon is not None:
+            state["previous"] = ops.zeros_like(state["sums"])
+    out, state = causal_sums(q, k, v, state, q_read=q_read, k_write=k_write, **options)
+    out = arrays.unfold_groups(arrays.divide(out), group)
+    if max_length is not None and not known:
+        out = _nan_from(max_length, position, out)
+    last = count[:, -1] if horizon is None else count[:, -1] - half[:, -1] * (horizon // 2)
+    state["position"] = ops.broadcast_to(last, (ops.shape(k)[0],))
+    return out, state
+
+
+def cosine_weights(
+    q, k, *, max_length=None, horizon=None, causal=False, query_mask=None, mask=None,
+    segment_ids=None,
+):  # fmt: skip
+    """The weights that the two functions above imply, normalised, `(b, h, t, s)`.
+
+    Arguments as theirs. O(t s d) time and O(t s) memory.
+    """
+    t, s = ops.shape(q)[1], ops.shape(k)[1]
+    segments = masks.segment_numbers(segment_ids)
+    allowed = masks.allowed(
+        t, s, query_mask=query_mask, key_mask=mask, segments=segments, causal=causal
+    )
+    span = max_length or horizon or _longest(t, s, query_mask, mask)[..., None, None]
+    q_position = masks.positions(t, query_mask, segments)[:, None, :, None]
+    k_position = masks.positions(s, mask, segments)[:, None, None, :]
+    if horizon is not None:
+        halves = [ops.floor_divide(p, horizon // 2) for p in (q_position, k_position)]
+        allowed = masks.both(allowed, halves[0] - halves[1] <= 1)
+    weights = dense.scores(ops.relu(q), ops.relu(arrays.zero_masked(k, mask)))
+    weights = weights * ops.cos(_angles(q_position - k_position, span, weights.dtype))
+    return dense.normalise(weights, allowed)
+
+
+def _prepare(q, k, v, mask):
+    """relu, precision, head groups as rows, masked keys as zeros, ones for the normaliser."""
+    group = arrays.group_size(q, k)
+    q = arrays.fold_groups(ops.relu(arrays.accumulate(q)), group)
+    k = arrays.zero_masked(ops.relu(arrays.accumulate(k)), mask)
+    v = arrays.append_ones(arrays.zero_masked(arrays.accumulate(v), mask))
+    return q, k, v, group
+
+
+def _check_length(max_length, *lengths):
+    """Whether all lengths are known. Raises ValueError if one is beyond `max_length`."""
+    known = [n for n in lengths if isinstance(n, int)]
+    if max_length is not None and any(n > max_length for n in known):
+        raise ValueError(
+            f"The sequence has {max(known)} steps, but max_length={max_length}: beyond it the "
+            "cosine turns negative. Build the layer with a larger `max_length`, or for causal "
+            "input without end with `horizon` instead."
+        )
+    return len(known) == len(lengths)
+
+
+def _longest(t, s, query_mask, mask):
+    """The paper's M: the larger number of real queries or keys, `(b, 1)` or `()`."""
+    queries = t if query_mask is None else ops.sum(ops.cast(query_mask, "int32"), 1, keepdims=True)
+    keys = s if mask is None else ops.sum(ops.cast(mask, "int32"), 1, keepdims=True)
+    return ops.maximum(ops.maximum(queries, keys), 1)
+
+
+def _angles(position, span, dtype):
+    """`pi/2 position / span`, taken modulo a full turn while still an integer: exact."""
+    position = ops.mod(position, 4 * span)
+    return ops.cast(position, dtype) * (math.pi / 2 / ops.cast(span, dtype))
+
+
+def _turn(x, angle):
+    """`(b, t, h, d)` and `(b or 1, t)` -> `[x cos, x sin] (b, t, h, 2 d)`."""
+    angle = ops.expand_dims(ops.expand_dims(angle, -1), -1)
+    return ops.concatenate([x * ops.cos(angle), x * ops.sin(angle)], axis=-1)
+
+
+def _half_runs(half, segments, b):
+    """Runs that rise by one into the next half-horizon and by two into the next segment."""
+    if segments is None:
+        return ops.broadcast_to(half, (b, ops.shape(half)[1]))
+    changed = ops.not_equal(segments[:, 1:], segments[:, :-1])
+    rise = ops.where(changed, 2, half[:, 1:] - half[:, :-1])
+    return ops.cumsum(ops.concatenate([half[:, :1], rise], axis=1), axis=1)
+
+
+def _nan_from(max_length, position, out):
+    """`out (b, t, h, e)` with NaN where `position (b or 1, t or 1)` is `max_length` or more."""
+    beyond = ops.expand_dims(ops.expand_dims(position >= max_length, -1), -1)
+    return ops.where(beyond, ops.full((), float("nan"), out.dtype), out)

@@ -1,0 +1,90 @@
+"""Linear attention: the weights are inner products of features, so the sums come first."""
+
+from keras import ops
+
+from keras_cosattn.ops import arrays, dense, masks
+from keras_cosattn.ops.chunked import CHUNK_SIZE, causal_sums
+
+
+def linear_attention(
+    q, k, v, *, causal=False, mask=None, segment_ids=None, state=None, chunk_size=CHUNK_SIZE
+):
+    """Linear attention: `out_t = sum_s (q_t . k_s) v_s / sum_s (q_t . k_s)`.
+
+    The sum runs over all s, or over s <= t if `causal`, in either case also over the steps that
+    `state` holds. A row whose weights sum to nothing is zero.
+
+    Args:
+        q: features of the queries, `(b, t, h, f)`; h a multiple of the key heads.
+        k: features of the keys, `(b, s, hk, f)`.
+        v: `(b, s, hk, e)`.
+        causal: let query t see keys s <= t, both counted from the start.
+        mask: `(b, s)`, True where a key takes part.
+        segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only.
+        state: what an earlier call returned; it belongs to the first segment.
+        chunk_size: steps per chunk of the causal form.
+
+    Returns:
+        `(b, t, h, e)` and the state, `{"sums": (b, hk, f, e + 1)}`: float32, or float64 for
+        float64 features.
+
+    O((t + s) f e) time and O(f e) state. Katharopoulos et al., 2020, eq. 5-6 and 9-12.
+    """
+    group = arrays.group_size(q, k)
+    k = arrays.zero_masked(arrays.accumulate(k), mask)
+    v = arrays.append_ones(arrays.zero_masked(arrays.accumulate(v), mask))
+    q = arrays.fold_groups(arrays.accumulate(q), group)
+    segments = masks.segment_numbers(segment_ids)
+    if state is None:
+        state = zero_sums(k, v)
+    if causal:
+        k, v = (arrays.fit_length(x, ops.shape(q)[1] // group) for x in (k, v))
+        out, state = causal_sums(
+            q, k, v, state, runs=segments, group=group, chunk_size=chunk_size
+        )
+    elif segments is not None:
+        out, state = both_ways(
+            q, k, v, state, runs=segments, group=group, chunk_size=chunk_size
+        )
+    else:
+        state = {"sums": state["sums"] + ops.einsum("bshf,bshe->bhfe", k, v)}
+        out = ops.einsum("bthf,bhfe->bthe", q, state["sums"])
+    return arrays.unfold_groups(arrays.divide(out), group), state
+
+
+def linear_weights(q, k, *, causal=False, query_mask=None, mask=None, segment_ids=None):
+    """The weights that `linear_attention` implies, normalised, `(b, h, t, s)`.
+
+    Arguments as there. O(t s f) time and O(t s) memory.
+    """
+    allowed = masks.allowed(
+        ops.shape(q)[1],
+        ops.shape(k)[1],
+        query_mask=query_mask,
+        key_mask=mask,
+        segments=masks.segment_numbers(segment_ids),
+        causal=causal,
+    )
+    return dense.normalise(dense.scores(q, arrays.zero_masked(k, mask)), allowed)
+
+
+def both_ways(q, k, v, state, *, runs, q_read=None, k_write=None, positions=None, **options):
+    """Sums over the whole segment of each step: those up to it and, strictly, those after it."""
+
+    def flip(x):
+        return None if x is None else ops.flip(x, axis=1)
+
+    features = {"q_read": q_read, "k_write": k_write, "positions": positions}
+    out, state_after = causal_sums(q, k, v, state, runs=runs, **features, **options)
+    nothing = {"sums": ops.zeros_like(state["sums"])}
+    features = {name: flip(x) for name, x in features.items()}
+    runs = runs[:, -1:] - flip(runs)
+    later, _ = causal_sums(
+        flip(q), flip(k), flip(v), nothing, runs=runs, strict=True, **features, **options
+    )
+    return out + flip(later), state_after
+
+
+def zero_sums(k, v):
+    """The state before the first step, for features `k (b, t, h, f)` and `v (b, t, h, e)`."""
+    return {"sums": ops.zeros((ops.shape(k)[0], *k.shape[2:], v.shape[3]), k.dtype)}

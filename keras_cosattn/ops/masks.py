@@ -1,0 +1,112 @@
+"""Masks kept in factors: padding `(b, t)`, segments `(b, t)`, causality by position.
+
+True means takes part. A masked step does not exist: positions count the real steps only, so a
+padded sequence has the positions, and the outputs, of the same sequence without its padding.
+"""
+
+from keras import ops
+
+
+def both(first, second):
+    """`first and second`, where None stands for all True."""
+    if first is None or second is None:
+        return first if second is None else second
+    return ops.logical_and(first, second)
+
+
+def segment_numbers(segment_ids):
+    """`(b, t)` ids to numbers 0, 1, ... along t: a segment is one run of equal ids."""
+    if segment_ids is None:
+        return None
+    starts = ops.cast(_differs_from_last(segment_ids), "int32")
+    return ops.cumsum(starts, axis=1)
+
+
+def _differs_from_last(ids):
+    """`(b, t)`: where a step's id differs from the id before it; False at the first step."""
+    differs = ops.not_equal(ids[:, 1:], ids[:, :-1])
+    return ops.concatenate([ops.zeros_like(ids[:, :1], dtype="bool"), differs], axis=1)
+
+
+def counts(length, mask=None, segments=None, start=None):
+    """How many real steps of its segment there are up to and including each step, int32 `(b, t)`.
+
+    `(1, t)` if no example differs. `start (b,)` is the count with which the first segment goes
+    on. O(t log t) with segments, else O(t).
+    """
+    if mask is None:
+        count = ops.expand_dims(ops.arange(1, length + 1, dtype="int32"), 0)
+    else:
+        count = ops.cumsum(ops.cast(mask, "int32"), axis=1)
+    if segments is not None:
+        count = count - _before_segment(count, mask, segments)
+    if start is not None:
+        start = ops.expand_dims(start, 1)
+        count = count + (start if segments is None else ops.where(segments == 0, start, 0))
+    return count
+
+
+def positions(length, mask=None, segments=None, start=None):
+    """The position of each real step in its segment, from 0; arguments and shapes as `counts`.
+
+    A masked step takes the position of the real step before it.
+    """
+    return ops.maximum(counts(length, mask, segments, start) - 1, 0)
+
+
+def _before_segment(count, mask, segments):
+    """How many real steps lie before each step's segment, `(b, t)`."""
+    new = _differs_from_last(segments)
+    before = count - (1 if mask is None else ops.cast(mask, "int32")) + ops.zeros_like(segments)
+    # Counts never fall, so sorted they stand in the order of their segments.
+    firsts = ops.sort(ops.where(new, before, ops.shape(segments)[1]), axis=1)
+    firsts = ops.concatenate([ops.zeros_like(firsts[:, :1]), firsts[:, :-1]], axis=1)
+    return ops.take_along_axis(firsts, segments, axis=1)
+
+
+def real_first(x, mask):
+    """`x (b, t, ...)` with its real steps moved to the front, and the index that undoes it."""
+    index = ops.arange(ops.shape(mask)[1], dtype="int32")
+    order = ops.argsort(ops.where(mask, index, index + ops.shape(mask)[1]), axis=1)
+    return take_steps(x, order), ops.argsort(order, axis=1)
+
+
+def take_steps(x, order):
+    """`x (b, t, ...)` at the steps `order (b, t)`."""
+    for _ in range(len(x.shape) - 2):
+        order = ops.expand_dims(order, -1)
+    return ops.take_along_axis(x, order, axis=1)
+
+
+def allowed(
+    t, s, *, query_mask=None, key_mask=None, segments=None, causal=False, attention_mask=None
+):
+    """All factors multiplied out: which key each query may see, bool `(b, 1, t, s)`.
+
+    None if every key may be seen. This is the O(t s) tensor that linear attention never makes.
+    `attention_mask` is `(s)`, `(t, s)`, `(b, t, s)` or `(b, h, t, s)`, each axis possibly 1.
+    """
+    mask = None if query_mask is None else _as_rows(query_mask)
+    if key_mask is not None:
+        mask = both(mask, _as_columns(key_mask))
+    if segments is not None:
+        mask = both(mask, ops.equal(_as_rows(segments), _as_columns(segments)))
+    if causal:
+        past = _as_rows(positions(t, query_mask)) >= _as_columns(positions(s, key_mask))
+        mask = both(mask, past)
+    if attention_mask is not None:
+        attention_mask = ops.cast(attention_mask, "bool")
+        if len(attention_mask.shape) == 3:
+            attention_mask = ops.expand_dims(attention_mask, 1)
+        mask = both(mask, attention_mask)
+    return mask
+
+
+def _as_rows(x):
+    """`(b, t) -> (b, 1, t, 1)`."""
+    return ops.expand_dims(ops.expand_dims(x, 1), 3)
+
+
+def _as_columns(x):
+    """`(b, s) -> (b, 1, 1, s)`."""
+    return ops.expand_dims(ops.expand_dims(x, 1), 1)

@@ -1,0 +1,32 @@
+"""Packaging of keras_cosattn; the version lives in the package, read here without importing it."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+here = pathlib.Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "keras_cosattn/__init__.py").read_text())[1]
+
+device = ["ai-edge-litert>=2.0"]
+examples = [*device, "matplotlib", "scikit-learn"]
+test = [*device, "hypothesis", "pytest", "ruff", "scikit-learn"]
+
+setup(
+    name="keras-cosattn",
+    version=version,
+    description="Attention for long sequences and small devices, as Keras 3 layers",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["keras_cosattn", "keras_cosattn.*"]),
+    package_data={"keras_cosattn": ["py.typed"]},
+    install_requires=["keras>=3.12", "numpy", "tensorflow>=2.20"],
+    extras_require={"device": device, "examples": examples, "test": test, "jax": ["jax"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
