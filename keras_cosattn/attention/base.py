@@ -297,7 +297,7 @@ class Attention(keras.layers.Layer):
         }
         for reason, holds in reasons.items():
             if holds:
-                raise ValueError(f"{self.name} ({type(self).__name__}) cannot stream: {reason}.")
+                raise ValueError(f"{self.path} ({type(self).__name__}) cannot stream: {reason}.")
 
 
 def positive(name, value):

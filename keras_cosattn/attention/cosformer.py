@@ -88,13 +88,13 @@ class CosFormerAttention(SumsAttention):
     def _check(self, how, streams=False):
         if self.horizon is not None and not how.causal:
             raise ValueError(
-                f"{self.name}: `horizon` is for causal input without end; call the layer with "
+                f"{self.path}: `horizon` is for causal input without end; call the layer with "
                 "`use_causal_mask=True`, or build it with `max_length` to look both ways."
             )
         if self.horizon is None and self.max_length is None and (streams or how.segments is not None):
             what = "stream" if streams else "pack sequences (`segment_ids`)"
             raise ValueError(
-                f"{self.name}: without `max_length` or `horizon` the cosine's length changes with "
+                f"{self.path}: without `max_length` or `horizon` the cosine's length changes with "
                 f"every call, so the layer cannot {what}. Build it with one of them."
             )
 

@@ -1,6 +1,7 @@
 """Linear attention with a feature map."""
 
 import keras
+from keras import ops
 
 from keras_cosattn.attention.base import positive
 from keras_cosattn.attention.sums import SumsAttention
@@ -59,8 +60,7 @@ class LinearAttention(SumsAttention):
         )
 
     def _state_spec(self):
-        head = keras.KerasTensor((1, 1, self.num_key_value_heads, self.key_dim))
-        size = keras.backend.compute_output_spec(self._phi, head).shape[-1]
+        size = self._phi(ops.ones((1, 1, self.num_key_value_heads, self.key_dim))).shape[-1]
         return {"sums": ((self.num_key_value_heads, size, self.value_dim + 1), "float32")}
 
     def get_config(self):

@@ -44,7 +44,7 @@ class SoftmaxAttention(Attention):
     def _attend_in_stream(self, q, k, v, mask, stream):
         if self.max_length is None:
             raise ValueError(
-                f"{self.name} (SoftmaxAttention) cannot stream: it keeps every key, so it needs "
+                f"{self.path} (SoftmaxAttention) cannot stream: it keeps every key, so it needs "
                 "to know how many. Build it with `max_length`."
             )
         n, h = self.max_length, self.num_key_value_heads
