@@ -19,7 +19,7 @@ class Stream:
 
     State is a flat dict of tensors whose first axis is the batch. Every state starts as zeros,
     and has a name made of the layer's class, its rank among the calls of that class, and the
-    tensor's name, so the same architecture always has the same names: `"linear_attention_0.sums"`.
+    tensor's name, so the same architecture always has the same names: `"linear_attention_0_sums"`.
 
     Args:
         state: the dict to go on from; None starts afresh.
@@ -42,21 +42,21 @@ class Stream:
                 the state then has a tensor `position (b,)`.
             **spec: name = (shape without the batch axis, dtype).
         """
-        kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(layer).__name__).lower()
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__).lower()
         rank = self._calls.get(kind, 0)
         self._calls[kind] = rank + 1
         slot = f"{kind}_{rank}"
         if limit is not None:
-            self.limits[f"{slot}.position"] = limit
+            self.limits[f"{slot}_position"] = limit
         if self.state is None:
             return slot, {
                 name: ops.zeros((batch, *shape), dtype) for name, (shape, dtype) in spec.items()
             }
-        return slot, {name: self.state[f"{slot}.{name}"] for name in spec}
+        return slot, {name: self.state[f"{slot}_{name}"] for name in spec}
 
     def write(self, slot, state):
         """Leave the layer's new state, with the names that `read` gave."""
-        self.next_state.update({f"{slot}.{name}": value for name, value in state.items()})
+        self.next_state.update({f"{slot}_{name}": value for name, value in state.items()})
 
 
 def current():

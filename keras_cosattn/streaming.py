@@ -38,9 +38,9 @@ class Streaming:
     Args:
         model: a built Keras model, functional, sequential or subclassed, whose inputs and outputs
             have time as their second axis, with length None.
-        sample: an input of at least 2 examples and 12 steps for that test; needed for a subclassed
-            model, and where random numbers would not be valid inputs. Integer inputs are
-            otherwise tested with zeros and ones.
+        sample: an input for that test, best of 2 examples and 12 steps; needed for a subclassed
+            model, for one that takes fewer steps, and where random numbers would not do (integer
+            inputs are otherwise tested with zeros and ones).
 
     Attributes:
         state_spec: dict name -> (shape without the batch axis, dtype).
@@ -55,6 +55,12 @@ class Streaming:
         if not model.built:
             raise ValueError("The model is not built. Call it once on an input, then stream it.")
         self.model = model
+        for spec in getattr(model, "inputs", None) or ():
+            if len(spec.shape) < 2 or spec.shape[1] is not None:
+                raise ValueError(
+                    f"'{model.name}' cannot stream: it must take inputs of any length, such as "
+                    f"Input((None, features)). Received: '{spec.name}' of shape {spec.shape}"
+                )
         sample = probe.random_inputs(model, sum(PIECES)) if sample is None else sample
         sample = keras.tree.map_structure(lambda x: x[:2, : sum(PIECES)], sample)
         self._learn_state(sample)
@@ -141,12 +147,17 @@ class Streaming:
 
     def _learn_state(self, sample):
         """Find the state's names and shapes by stepping once from nothing."""
-        first = keras.tree.map_structure(lambda x: x[:, : PIECES[0]], sample)
+        first = keras.tree.map_structure(lambda x: x[:, :1], sample)
+        filtering = keras.config.is_traceback_filtering_enabled()
+        keras.config.disable_traceback_filtering()  # it wraps the layer's message in its arguments
         try:
             with scope.opened(scope.Stream()) as stream:
                 self.model(first, training=False)
         except ValueError as error:
             raise ValueError(f"'{self.model.name}' cannot stream: {error}") from error
+        finally:
+            if filtering:
+                keras.config.enable_traceback_filtering()
         self.state_spec = {
             name: (tuple(x.shape[1:]), keras.backend.standardize_dtype(x.dtype))
             for name, x in stream.next_state.items()
@@ -159,13 +170,16 @@ class Streaming:
 
     def _compare(self, sample):
         """Run `sample` whole and in pieces. Raises ValueError if they differ."""
+        batch, length = keras.tree.flatten(sample)[0].shape[:2]
+        ends = np.minimum(np.cumsum(PIECES), length)
+        pieces = np.diff(ends, prepend=0).tolist()
 
         def run_whole():
             return self.model(sample, training=False)
 
         def run_pieces():
-            state, start = self.initial_state(2), 0
-            for n in PIECES:
+            state, start = self.initial_state(batch), 0
+            for n in filter(None, pieces):
                 piece = keras.tree.map_structure(lambda x, a=start, n=n: x[:, a : a + n], sample)
                 outputs, state = self._step(piece, state)
                 yield outputs

@@ -91,7 +91,11 @@ class CosFormerAttention(SumsAttention):
                 f"{self.path}: `horizon` is for causal input without end; call the layer with "
                 "`use_causal_mask=True`, or build it with `max_length` to look both ways."
             )
-        if self.horizon is None and self.max_length is None and (streams or how.segments is not None):
+        if (
+            self.horizon is None
+            and self.max_length is None
+            and (streams or how.segments is not None)
+        ):
             what = "stream" if streams else "pack sequences (`segment_ids`)"
             raise ValueError(
                 f"{self.path}: without `max_length` or `horizon` the cosine's length changes with "

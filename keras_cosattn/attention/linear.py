@@ -27,9 +27,7 @@ class LinearAttention(SumsAttention):
         chunk_size: steps per chunk of the causal form.
     """
 
-    def __init__(
-        self, num_heads, key_dim, *, feature_map="elu+1", chunk_size=CHUNK_SIZE, **kwargs
-    ):
+    def __init__(self, num_heads, key_dim, *, feature_map="elu+1", chunk_size=CHUNK_SIZE, **kwargs):
         super().__init__(num_heads, key_dim, **kwargs)
         if isinstance(feature_map, dict):
             feature_map = keras.saving.deserialize_keras_object(feature_map)

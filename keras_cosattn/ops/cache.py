@@ -11,8 +11,12 @@ def append(cache, new, position, mask=None):
     where scatter operations do not.
     """
     n, h, d = cache.shape[1:]
-    slots = ops.equal(ops.expand_dims(ops.arange(n, dtype="int32"), 1), ops.expand_dims(position, 1))
+    slots = ops.equal(
+        ops.expand_dims(ops.arange(n, dtype="int32"), 1), ops.expand_dims(position, 1)
+    )
     if mask is not None:
         slots = ops.logical_and(slots, ops.expand_dims(mask, 1))
-    stored = ops.matmul(ops.cast(slots, new.dtype), ops.reshape(new, (-1, ops.shape(new)[1], h * d)))
+    stored = ops.matmul(
+        ops.cast(slots, new.dtype), ops.reshape(new, (-1, ops.shape(new)[1], h * d))
+    )
     return cache + ops.reshape(stored, (-1, n, h, d))

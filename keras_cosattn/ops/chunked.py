@@ -61,7 +61,7 @@ def causal_sums(
     q_read = q if q_read is None else q_read
     k_write = k if k_write is None else k_write
     t = ops.shape(k)[1]
-    if t == 1 and not strict:
+    if k.shape[1] == 1 and not strict:
         return _one_step(q_read, k_write, v, state, q_previous, runs)
     size = min(chunk_size, t) if isinstance(t, int) else chunk_size
 
@@ -204,9 +204,7 @@ def _read_runs(q_read, q_previous, k_write, v, state, runs, group):
     previous = segmented_cumsum(previous, ids)
     state_after["previous"] = _unflat(previous[:, -1:], like)
     q_sums = _choose(own, q_read) + _choose(next_, q_previous)
-    out = _read(q_sums, before) + _read(
-        _choose(own, q_previous), _unflat(previous[:, :-1], like)
-    )
+    out = _read(q_sums, before) + _read(_choose(own, q_previous), _unflat(previous[:, :-1], like))
     return out, state_after
 
 

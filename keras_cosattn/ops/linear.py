@@ -39,13 +39,9 @@ def linear_attention(
         state = zero_sums(k, v)
     if causal:
         k, v = (arrays.fit_length(x, ops.shape(q)[1] // group) for x in (k, v))
-        out, state = causal_sums(
-            q, k, v, state, runs=segments, group=group, chunk_size=chunk_size
-        )
+        out, state = causal_sums(q, k, v, state, runs=segments, group=group, chunk_size=chunk_size)
     elif segments is not None:
-        out, state = both_ways(
-            q, k, v, state, runs=segments, group=group, chunk_size=chunk_size
-        )
+        out, state = both_ways(q, k, v, state, runs=segments, group=group, chunk_size=chunk_size)
     else:
         state = {"sums": state["sums"] + ops.einsum("bshf,bshe->bhfe", k, v)}
         out = ops.einsum("bthf,bhfe->bthe", q, state["sums"])
