@@ -75,12 +75,12 @@ class Device:
     def _call(self, signature, x, **state):
         if signature not in self._run:
             raise ValueError(
-                f"The file has no signature '{signature}', only {sorted(self._run)}. Export it from "
-                "a model of causal layers."
+                f"The file has no signature '{signature}', only {sorted(self._run)}. Export it "
+                "from a model of causal layers."
             )
         shape, dtype = self.about["signatures"][signature]["inputs"]["x"]
-        fits = len(shape) == x.ndim and all(n in (None, m) for n, m in zip(shape, x.shape))
-        if not fits:
+        sizes = zip(shape, x.shape, strict=False)
+        if len(shape) != x.ndim or any(n not in (None, size) for n, size in sizes):
             raise ValueError(f"'{signature}' takes x of shape {shape}. Received: {x.shape}")
         return self._run[signature](x=np.ascontiguousarray(x, dtype), **state)
 

@@ -6,7 +6,23 @@ from keras_cosattn.attention import (
     LinearAttention,
     SoftmaxAttention,
 )
+from keras_cosattn.blocks import TransformerDecoder, TransformerEncoder
 from keras_cosattn.positions import PositionEmbedding
+from keras_cosattn.streaming import Streaming
 from keras_cosattn.temporal import CausalConv1D, CausalDepthwiseConv1D, RunningMean
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Attention",
+    "CausalConv1D",
+    "CausalDepthwiseConv1D",
+    "CosFormerAttention",
+    "LinearAttention",
+    "PositionEmbedding",
+    "RunningMean",
+    "SoftmaxAttention",
+    "Streaming",
+    "TransformerDecoder",
+    "TransformerEncoder",
+]

@@ -146,7 +146,7 @@ class Attention(keras.layers.Layer):
                 f"the same steps. Received: query.shape={query.shape}, value.shape={value.shape}"
             )
         key_mask = masks.both(_as_bool(value_mask), _as_bool(key_mask))
-        attention_mask, padding = self._factor(attention_mask, query.shape[1], value.shape[1])
+        attention_mask, padding = self._factor(attention_mask, query, value)
         key_mask = masks.both(key_mask, padding)
         query_mask = _as_bool(query_mask)
         if query is value and (query_mask is None or padding is not None):
@@ -231,11 +231,11 @@ class Attention(keras.layers.Layer):
             "dtype": self.dtype_policy,
         }
 
-    def _factor(self, mask, t, s):
+    def _factor(self, mask, query, value):
         """An attention mask as `(rest, padding)`: one of the two is None, `padding (b, s)`."""
         if mask is None:
             return None, None
-        mask = _as_bool(mask)
+        mask, t, s = _as_bool(mask), query.shape[1], value.shape[1]
         shape = (1,) * (4 - len(mask.shape)) + tuple(mask.shape)
         if len(mask.shape) == 3:
             shape = (shape[1], 1, *shape[2:])
@@ -250,7 +250,7 @@ class Attention(keras.layers.Layer):
             )
         if shape[1] == 1 and shape[2] == 1:
             return None, ops.broadcast_to(
-                ops.reshape(mask, (-1, mask.shape[-1])), (ops.shape(mask)[0], s)
+                ops.reshape(mask, (-1, mask.shape[-1])), ops.shape(value)[:2]
             )
         if not self.accepts_attention_mask:
             raise ValueError(

@@ -24,7 +24,7 @@ class SumsAttention(Attention):
         raise NotImplementedError(f"{type(self).__name__} must fill in `_weights`.")
 
     def _state_spec(self):
-        """name -> (shape without the batch axis, dtype) of the state."""
+        """Name -> (shape without the batch axis, dtype) of the state."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_state_spec`.")
 
     def _attend(self, q, k, v, how, training, return_weights):
@@ -54,5 +54,6 @@ def _align(q, k, v, how):
         how = how._replace(key=key_mask)
     if how.query is not None:
         q, restore = masks.real_first(q, how.query)
-        how = how._replace(query=None)
+        query_mask, _ = masks.real_first(how.query, how.query)
+        how = how._replace(query=query_mask)
     return q, k, v, how, restore

@@ -116,7 +116,7 @@ def causal_cosine_attention(
     angle = _angles(offset, span, q.dtype)
     q_read, k_write = _turn(q, arrays.each_row(angle, group)), _turn(k, angle)
     options = {"group": group, "chunk_size": chunk_size, "runs": segments}
-    if query_mask is None and segments is None:
+    if query_mask is None and segments is None and isinstance(span, int):
         options["kernel"] = lambda distance: ops.cos(_angles(distance, span, q.dtype))
     else:
         options |= {"kernel": ops.cos, "positions": _angles(position, span, q.dtype)}
@@ -151,7 +151,9 @@ def cosine_weights(
     allowed = masks.allowed(
         t, s, query_mask=query_mask, key_mask=mask, segments=segments, causal=causal
     )
-    span = max_length or horizon or _longest(t, s, query_mask, mask)[..., None, None]
+    span = max_length or horizon or _longest(t, s, query_mask, mask)
+    if not isinstance(span, int):
+        span = ops.reshape(span, (-1, 1, 1, 1))
     q_position = masks.positions(t, query_mask, segments)[:, None, :, None]
     k_position = masks.positions(s, mask, segments)[:, None, None, :]
     if horizon is not None:
@@ -184,7 +186,9 @@ def _check_length(max_length, *lengths):
 
 
 def _longest(t, s, query_mask, mask):
-    """The paper's M: the larger number of real queries or keys, `(b, 1)` or `()`."""
+    """The paper's M: the larger number of real queries or keys, int, `(b, 1)` or `()`."""
+    if query_mask is None and mask is None and isinstance(t, int) and isinstance(s, int):
+        return max(t, s)
     queries = t if query_mask is None else ops.sum(ops.cast(query_mask, "int32"), 1, keepdims=True)
     keys = s if mask is None else ops.sum(ops.cast(mask, "int32"), 1, keepdims=True)
     return ops.maximum(ops.maximum(queries, keys), 1)

@@ -6,7 +6,6 @@ from keras import ops
 
 from keras_cosattn.ops import arrays, masks
 
-
 FORBIDDEN = -1e30  # far below any logit, and far enough from float32's end to subtract from
 
 

@@ -1,0 +1,300 @@
+"""The papers' sums in NumPy float64, written out term by term: O(t s), no chunks, no states.
+
+Axes: b batch, t queries, s keys, h heads, d head size, e value size, m model width.
+
+Every attention here is `out_t = sum_s w_ts v_s / sum_s w_ts`. A variant is its weights w before
+that division: `REFERENCES[class name](q, k, how, **constructor arguments) -> (b, h, t, s)`, and
+`PULL_BACKS[class name]` is how a change of w comes back to q and k.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class How(NamedTuple):
+    """Which key each query may see. None stands for all; True means takes part."""
+
+    query_mask: np.ndarray | None = None  # (b, t)
+    key_mask: np.ndarray | None = None  # (b, s)
+    segment_ids: np.ndarray | None = None  # (b, t), t = s
+    attention_mask: np.ndarray | None = None  # (b, h, t, s), (b, t, s), (t, s) or (s)
+    causal: bool = False
+
+
+EVERYTHING = How()
+
+
+# Who sees whom.
+
+
+def segments(ids):
+    """Numbers of the runs of equal ids, `(b, t)`."""
+    return np.cumsum(np.diff(ids, axis=1, prepend=ids[:, :1]) != 0, axis=1)
+
+
+def positions(length, mask=None, segment_ids=None):
+    """How many real steps of its segment lie before each step, `(b or 1, length)`."""
+    real = np.ones((1, length), bool) if mask is None else np.asarray(mask, bool)
+    segment = np.zeros((1, length), int) if segment_ids is None else segments(segment_ids)
+    earlier = np.tri(length, k=-1, dtype=bool)
+    same = segment[:, :, None] == segment[:, None, :]
+    return np.sum(earlier & same & real[:, None, :], axis=2)
+
+
+def _both_positions(t, s, how):
+    """Positions of the queries `(b or 1, 1, t, 1)` and of the keys `(b or 1, 1, 1, s)`."""
+    query = positions(t, how.query_mask, how.segment_ids)
+    key = positions(s, how.key_mask, how.segment_ids)
+    return query[:, None, :, None], key[:, None, None, :]
+
+
+def allowed(t, s, how):
+    """Which key each query may see, `(b or 1, h or 1, t, s)`."""
+    sees = np.ones((1, 1, t, s), bool)
+    if how.query_mask is not None:
+        sees = sees & np.asarray(how.query_mask, bool)[:, None, :, None]
+    if how.key_mask is not None:
+        sees = sees & np.asarray(how.key_mask, bool)[:, None, None, :]
+    if how.segment_ids is not None:
+        segment = segments(how.segment_ids)
+        sees = sees & (segment[:, None, :, None] == segment[:, None, None, :])
+    if how.attention_mask is not None:
+        mask = np.asarray(how.attention_mask, bool)
+        sees = sees & (mask[:, None] if mask.ndim == 3 else mask)
+    if how.causal:
+        query, key = _both_positions(t, s, how)
+        sees = sees & (query >= key)
+    return sees
+
+
+# Inner products, with `h / hk` query heads for each key head.
+
+
+def _each_head(x, heads):
+    """`(b, s, hk, d) -> (b, s, h, d)`: query head j has key head `j // (h / hk)`."""
+    return np.repeat(x, heads // x.shape[2], axis=2)
+
+
+def _shared_heads(x, shared):
+    """`(b, s, h, d) -> (b, s, hk, d)`: the sum over the query heads of each key head."""
+    b, s, h, d = x.shape
+    return x.reshape(b, s, shared, h // shared, d).sum(axis=3)
+
+
+def inner(q, k):
+    """`q_t . k_s`, `(b, h, t, s)`."""
+    q, k = np.swapaxes(q, 1, 2), np.swapaxes(_each_head(k, q.shape[2]), 1, 2)
+    return q @ np.swapaxes(k, 2, 3)
+
+
+def mix(weights, v):
+    """`sum_s w_ts v_s`, `(b, t, h, e)`."""
+    return np.swapaxes(weights @ np.swapaxes(_each_head(v, weights.shape[1]), 1, 2), 1, 2)
+
+
+def _pull_back_inner(d_inner, q, k):
+    """The gradients of `inner` with respect to q and k."""
+    d_k = mix(np.swapaxes(d_inner, 2, 3), q)
+    return mix(d_inner, k), _shared_heads(d_k, k.shape[2])
+
+
+# Feature maps and their derivatives.
+
+
+FEATURE_MAPS = {
+    "elu+1": lambda x: np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))),
+    "relu": lambda x: np.maximum(x, 0),
+    "squared_relu": lambda x: np.maximum(x, 0) ** 2,
+    "identity": lambda x: x,
+}
+
+SLOPES = {
+    "elu+1": lambda x: np.exp(np.minimum(x, 0)),
+    "relu": lambda x: (x > 0).astype(x.dtype),
+    "squared_relu": lambda x: 2 * np.maximum(x, 0),
+    "identity": np.ones_like,
+}
+
+
+# The variants: weights before they are divided by their sum, and their gradients.
+
+
+def softmax_weights(q, k, how=EVERYTHING, **_):
+    """`exp(q_t . k_s / sqrt(d))`, up to a factor for each row. Vaswani et al., 2017, eq. 1."""
+    sees = allowed(q.shape[1], k.shape[1], how)
+    logits = np.where(sees, inner(q, k) / np.sqrt(q.shape[3]), -np.inf)
+    largest = np.max(logits, axis=-1, keepdims=True)
+    return np.exp(logits - np.where(np.isfinite(largest), largest, 0))
+
+
+def _pull_back_softmax(d_weights, q, k, how, **_):
+    return _pull_back_inner(d_weights * softmax_weights(q, k, how) / np.sqrt(q.shape[3]), q, k)
+
+
+def linear_weights(q, k, how=EVERYTHING, feature_map="elu+1", **_):
+    """`phi(q_t) . phi(k_s)`. Katharopoulos et al., 2020, eq. 4."""
+    phi = FEATURE_MAPS[feature_map]
+    return inner(phi(q), phi(k)) * allowed(q.shape[1], k.shape[1], how)
+
+
+def _pull_back_linear(d_weights, q, k, how, feature_map="elu+1", **_):
+    phi, slope = FEATURE_MAPS[feature_map], SLOPES[feature_map]
+    d_inner = d_weights * allowed(q.shape[1], k.shape[1], how)
+    d_q, d_k = _pull_back_inner(d_inner, phi(q), phi(k))
+    return d_q * slope(q), d_k * slope(k)
+
+
+def cosine_table(t, s, how=EVERYTHING, max_length=None, horizon=None):
+    """`cos(pi/2 (t - s) / M)`, zero where t does not see s; `(b or 1, 1, t, s)`."""
+    query, key = _both_positions(t, s, how)
+    length = max_length or horizon or _longest(t, s, how)
+    table = np.cos(np.pi / 2 * (query - key) / length) * allowed(t, s, how)
+    if horizon is None:
+        return table
+    half = horizon // 2
+    return table * (query // half - key // half <= 1)
+
+
+def _longest(t, s, how):
+    """The paper's M: the larger number of real queries or keys, `(b or 1, 1, 1, 1)`."""
+    queries = t if how.query_mask is None else np.sum(how.query_mask, axis=1)
+    keys = s if how.key_mask is None else np.sum(how.key_mask, axis=1)
+    return np.maximum(np.maximum(queries, keys), 1).reshape(-1, 1, 1, 1)
+
+
+def cosformer_weights(q, k, how=EVERYTHING, max_length=None, horizon=None, **_):
+    """`relu(q_t) . relu(k_s) cos(pi/2 (t - s) / M)`. Qin et al., 2022, eq. 10.
+
+    M is `max_length`, the horizon, or the paper's. With a horizon t sees the keys of its own and
+    of the previous half-horizon only.
+    """
+    table = cosine_table(q.shape[1], k.shape[1], how, max_length, horizon)
+    return inner(np.maximum(q, 0), np.maximum(k, 0)) * table
+
+
+def _pull_back_cosformer(d_weights, q, k, how, max_length=None, horizon=None, **_):
+    d_inner = d_weights * cosine_table(q.shape[1], k.shape[1], how, max_length, horizon)
+    d_q, d_k = _pull_back_inner(d_inner, np.maximum(q, 0), np.maximum(k, 0))
+    return d_q * (q > 0), d_k * (k > 0)
+
+
+REFERENCES = {
+    "SoftmaxAttention": softmax_weights,
+    "LinearAttention": linear_weights,
+    "CosFormerAttention": cosformer_weights,
+}
+
+PULL_BACKS = {
+    "SoftmaxAttention": _pull_back_softmax,
+    "LinearAttention": _pull_back_linear,
+    "CosFormerAttention": _pull_back_cosformer,
+}
+
+
+# What every variant does with its weights.
+
+
+def _divide(x, total):
+    """`x / total`, and zero where there is nothing to divide by."""
+    return x / np.where(total == 0, np.inf, total)
+
+
+def normalise(weights):
+    """`w_ts / sum_s w_ts`; a row with nothing to attend to is zero."""
+    return _divide(weights, np.sum(weights, axis=-1, keepdims=True))
+
+
+def attention(name, q, k, v, how=EVERYTHING, **arguments):
+    """`sum_s w_ts v_s / sum_s w_ts`, `(b, t, h, e)`."""
+    q, k, v = _float64(q, k, v)
+    return mix(normalise(REFERENCES[name](q, k, how, **arguments)), v)
+
+
+def attention_gradients(name, q, k, v, g, how=EVERYTHING, **arguments):
+    """The gradients of `sum(attention * g)` with respect to q, k and v."""
+    q, k, v, g = _float64(q, k, v, g)
+    weights = REFERENCES[name](q, k, how, **arguments)
+    total = np.sum(weights, axis=-1, keepdims=True)
+    normalised = _divide(weights, total)
+    d_v = _shared_heads(mix(np.swapaxes(normalised, 2, 3), g), v.shape[2])
+    d_normalised = inner(g, v)
+    shift = np.sum(d_normalised * normalised, axis=-1, keepdims=True)
+    d_weights = _divide(d_normalised - shift, total)
+    return *PULL_BACKS[name](d_weights, q, k, how, **arguments), d_v
+
+
+def projected(name, weights, query, value, key=None, how=EVERYTHING, **arguments):
+    """The whole layer, `(b, t, m)`.
+
+    `weights` has a pair of kernel and bias for each of query, key, value `(m, h, d), (h, d)` and
+    attention_output `(h, e, m), (m)`.
+    """
+
+    def heads(x, name):
+        kernel, bias = weights[name]
+        return np.einsum("btm,mhd->bthd", x, kernel) + bias
+
+    query, value, key = _float64(query, value, value if key is None else key)
+    q, k, v = heads(query, "query"), heads(key, "key"), heads(value, "value")
+    kernel, bias = weights["attention_output"]
+    mixed = attention(name, q, k, v, how, **arguments)
+    return np.einsum("bthe,hem->btm", mixed, kernel) + bias
+
+
+def _float64(*arrays):
+    return [np.asarray(x, np.float64) for x in arrays]
+
+
+# What stands beside attention. A masked step does not exist; zeros stand where it was.
+
+
+def _over_real_steps(function, x, mask):
+    """`function (t, m) -> (t, m')` applied to the real steps of each example."""
+    x = np.asarray(x, np.float64)
+    if mask is None:
+        return np.stack([function(example) for example in x])
+    out = [function(example[real]) for example, real in zip(x, mask, strict=True)]
+    whole = np.zeros((*x.shape[:2], out[0].shape[-1]))
+    whole[mask] = np.concatenate(out)
+    return whole
+
+
+def causal_conv1d(x, kernel, bias=0.0, dilation_rate=1, mask=None):
+    """`sum_j x_(t - (n - 1 - j) r) W_j + b`: n taps, r apart, W `(n, m, m')`, the last at t."""
+    return _over_real_steps(
+        lambda steps: _taps(steps, len(kernel), dilation_rate, lambda x, j: x @ kernel[j]) + bias,
+        x,
+        mask,
+    )
+
+
+def causal_depthwise_conv1d(x, kernel, bias=0.0, dilation_rate=1, mask=None):
+    """As `causal_conv1d`, each channel alone: W `(n, m, multiplier)`, `m' = m multiplier`."""
+
+    def each_channel(x, j):
+        return (x[:, :, None] * kernel[j]).reshape(len(x), kernel[j].size)
+
+    return _over_real_steps(
+        lambda steps: _taps(steps, len(kernel), dilation_rate, each_channel) + bias, x, mask
+    )
+
+
+def _taps(steps, taps, dilation_rate, multiply):
+    reach = (taps - 1) * dilation_rate
+    behind = np.concatenate([np.zeros((reach, steps.shape[1])), steps])
+    starts = range(0, reach + 1, dilation_rate)
+    return sum(multiply(behind[i : i + len(steps)], j) for j, i in enumerate(starts))
+
+
+def running_mean(x, mask=None):
+    """The mean of the real steps up to each step; zero before the first."""
+    x = np.asarray(x, np.float64)
+    real = np.ones(x.shape[:2], bool) if mask is None else mask
+    total = np.cumsum(np.where(real[..., None], x, 0), axis=1)
+    return total / np.maximum(np.cumsum(real, axis=1), 1)[..., None]
+
+
+def position_embedding(x, embeddings, mask=None):
+    """`x_t + e_p`, p the number of real steps before t; to be read at real steps only."""
+    return np.asarray(x, np.float64) + embeddings[positions(x.shape[1], mask)]

@@ -1,0 +1,142 @@
+"""What the tests share: comparison by the largest magnitude, and gradients on every backend."""
+
+import contextlib
+
+import keras
+import numpy as np
+
+BACKEND = keras.backend.backend()
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    """Every difference is at most `tolerance` times the largest magnitude of `expected`.
+
+    So an entry that is small by cancellation is held to the precision of what cancelled.
+    """
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    worst = np.max(np.abs(actual - expected), initial=0.0)
+    largest = np.max(np.abs(expected), initial=0.0)
+    assert worst <= tolerance * largest, f"{worst:.3g} is more than {tolerance:g} of {largest:.3g}"
+
+
+def value_and_gradients(function, g, *arrays):
+    """`function(*arrays)` and the gradients of `sum(function(*arrays) * g)`, in NumPy."""
+    if BACKEND == "tensorflow":
+        value, gradients = _by_tape(function, g, arrays)
+    elif BACKEND == "jax":
+        value, gradients = _by_jax(function, g, arrays)
+    else:
+        raise NotImplementedError(f"No gradients on the backend {BACKEND}.")
+    to_numpy = keras.ops.convert_to_numpy
+    return to_numpy(value), [to_numpy(gradient) for gradient in gradients]
+
+
+def gradients(function, *arrays):
+    """The gradients of the scalar `function(*arrays)`, in NumPy."""
+    return value_and_gradients(function, np.float32(1), *arrays)[1]
+
+
+def compiled(function):
+    """`function` of arrays, compiled by XLA."""
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True)
+
+
+def pure(layer, *args, **kwargs):
+    """The layer's outputs; with dropout, the same numbers are dropped at every call."""
+    trainable = [v.value for v in layer.trainable_variables]
+    rest = [v.value for v in layer.non_trainable_variables]
+    return layer.stateless_call(trainable, rest, *args, **kwargs)[0]
+
+
+def _by_tape(function, g, arrays):
+    import tensorflow as tf
+
+    def run(*arrays):
+        with tf.GradientTape() as tape:
+            tape.watch(arrays)
+            value = function(*arrays)
+        unused = tf.UnconnectedGradients.ZERO
+        return value, tape.gradient(value, arrays, g, unconnected_gradients=unused)
+
+    return run(*map(tf.convert_to_tensor, arrays))
+
+
+def _by_jax(function, g, arrays):
+    import jax
+
+    @jax.jit
+    def run(*arrays):
+        value, pull_back = jax.vjp(function, *arrays)
+        return value, pull_back(jax.numpy.asarray(g, value.dtype))
+
+    return run(*map(jax.numpy.asarray, arrays))
+
+
+def compiled_on_jax(function):
+    """`function`, compiled where that is quicker than compiling each operation by itself."""
+    if BACKEND != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
+@contextlib.contextmanager
+def float64():
+    """Where float64 arrays keep their precision: JAX cuts them to float32 elsewhere."""
+    if BACKEND != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+def random_mask(rng, kind, b, length):
+    """`(b, length)`: real steps with padding "left", "right", as "holes"; or none, "empty".
+
+    None is None. With "empty" the first example has no real step at all.
+    """
+    if kind is None:
+        return None
+    step, kept = np.arange(length), rng.integers(1, length + 1, (b, 1))
+    mask = {
+        "right": step < kept,
+        "left": step >= length - kept,
+        "holes": rng.random((b, length)) < 0.7,
+        "empty": np.broadcast_to(step < kept, (b, length)),
+    }[kind].copy()
+    if kind == "empty":
+        mask[0] = False
+    return mask
+
+
+def random_segments(rng, b, length):
+    """`(b, length)` ids of some runs of awkward lengths; the same id comes back later."""
+    return (np.cumsum(rng.random((b, length)) < 4 / length, axis=1) % 3).astype("int32")
+
+
+def layer_weights(layer):
+    """The weights of an attention layer as `references.projected` takes them, in float64."""
+    parts = {
+        "query": layer.query_dense,
+        "key": layer.key_dense,
+        "value": layer.value_dense,
+        "attention_output": layer.output_dense,
+    }
+    pair = {
+        name: (part.kernel, np.float64(0) if part.bias is None else part.bias)
+        for name, part in parts.items()
+    }
+    return {
+        name: tuple(np.asarray(keras.ops.convert_to_numpy(x), np.float64) for x in weights)
+        for name, weights in pair.items()
+    }

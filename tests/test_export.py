@@ -1,0 +1,288 @@
+"""Files that compute what the model computes, run without Keras, and are whole or not there."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from support import BACKEND, assert_close
+from variants import CASES, STREAMING, inputs
+
+import keras_cosattn
+from keras_cosattn import (
+    CausalConv1D,
+    CosFormerAttention,
+    PositionEmbedding,
+    RunningMean,
+    TransformerDecoder,
+    TransformerEncoder,
+)
+from keras_cosattn import export as exporting
+
+RECIPES = pathlib.Path(__file__).parent.parent / "export"
+CHANNELS = 6
+
+pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
+
+
+def causal(attention):
+    x = keras.Input((None, CHANNELS))
+    y = PositionEmbedding(400)(CausalConv1D(8, 3)(x))
+    y = TransformerDecoder(16, attention=attention, normalize_first=True)(y)
+    return keras.Model(x, keras.layers.Dense(3)(RunningMean()(y)), name="causal")
+
+
+def bidirectional():
+    x = keras.Input((None, CHANNELS))
+    y = TransformerEncoder(16, attention=CosFormerAttention(2, 4, max_length=200))(x)
+    return keras.Model(x, keras.layers.GlobalAveragePooling1D()(y), name="bidirectional")
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return causal(CosFormerAttention(2, 4, horizon=8))
+
+
+@pytest.fixture(scope="module")
+def tflite(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "model.tflite"
+    return path, exporting.to_tflite(model, path)
+
+
+@pytest.fixture
+def device_class(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    from run_on_device import Device
+
+    return Device
+
+
+@pytest.mark.parametrize("case", STREAMING)
+def test_every_streaming_variant_becomes_a_tflite_file_of_builtins(case, tmp_path, rng):
+    from ai_edge_litert.interpreter import Interpreter
+
+    cls, arguments = CASES[case]
+    model = causal(cls(4, 5, num_key_value_heads=2, **arguments))
+    path = tmp_path / "model.tflite"
+    report = exporting.to_tflite(model, path)
+    assert set(report.differences) == {"serve", "prefill", "step"}
+    assert report.largest_difference < 1e-5
+    interpreter = Interpreter(str(path))
+    names = {op["op_name"] for op in interpreter._get_ops_details()}
+    assert not [name for name in names if name.startswith("Flex")]
+    serve = interpreter.get_signature_runner("serve")
+    for b, t in ((1, 1), (3, 131), (2, 13)):  # any batch and length, and back to a shorter one
+        x = inputs(rng, b, t, CHANNELS)
+        assert_close(serve(x=x)["y"], model(x), 1e-5)
+
+
+def test_a_device_streams_what_keras_computes(model, tflite, device_class, rng):
+    device, x = device_class(tflite[0]), inputs(rng, 1, 100, CHANNELS)
+    assert device.state_bytes == tflite[1].state_bytes
+    for _ in range(2):
+        outputs = [device.prefill(x[:, :33]), device.prefill(x[:, 33:90])]
+        outputs += [device.step(x[:, i : i + 1]) for i in range(90, 100)]
+        assert_close(np.concatenate(outputs, axis=1), model(x), 1e-5)
+        device.reset()
+    assert_close(device.whole(x), model(x), 1e-5)
+
+
+def test_weights_are_stored_once(tmp_path):
+    x = keras.Input((None, CHANNELS))
+    y = keras.layers.Dense(300)(keras.layers.Dense(300)(x))
+    model = keras.Model(x, TransformerDecoder(8, attention=CosFormerAttention(1, 2, horizon=8))(y))
+    report = exporting.to_tflite(model, tmp_path / "model.tflite")
+    weights = 4 * model.count_params()
+    assert weights < report.size < 1.7 * weights
+
+
+def test_a_bidirectional_model_gets_one_signature_and_the_reason(tmp_path):
+    for export, name in ((exporting.to_tflite, "m.tflite"), (exporting.to_saved_model, "m")):
+        report = export(bidirectional(), tmp_path / name)
+        assert list(report.signatures) == ["serve"]
+        assert report.signatures["serve"]["inputs"] == {"x": [[None, None, CHANNELS], "float32"]}
+        assert report.signatures["serve"]["outputs"] == {"y": [[None, CHANNELS], "float32"]}
+        assert "it looks ahead" in report.whole_only
+
+
+def test_a_saved_model_streams_in_a_process_without_keras_or_this_package(model, tmp_path, rng):
+    path = tmp_path / "saved"
+    report = exporting.to_saved_model(model, path)
+    assert report.largest_difference < 1e-5
+    x = inputs(rng, 3, 20, CHANNELS)
+    np.save(tmp_path / "x.npy", x)
+    program = """
+import sys
+import numpy as np, tensorflow as tf
+for name in ("keras", "keras_cosattn"):
+    sys.modules[name] = None
+loaded = tf.saved_model.load("saved")
+x, state = np.load("x.npy"), {}
+for name, spec in loaded.signatures["step"].structured_input_signature[1].items():
+    if name != "x":
+        state[name] = tf.zeros([3, *spec.shape[1:]], spec.dtype)
+found = dict(loaded.signatures["prefill"](x=tf.constant(x[:, :13]), **state))
+y = [found.pop("y")]
+for i in range(13, 20):
+    found = dict(loaded.signatures["step"](x=tf.constant(x[:, i : i + 1]), **found))
+    y.append(found.pop("y"))
+np.save("y.npy", np.concatenate(y, axis=1))
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert_close(np.load(tmp_path / "y.npy"), model(x), 1e-5)
+
+
+def test_a_file_describes_itself(model, tflite):
+    path, report = tflite
+    about = exporting.describe(path)
+    assert about["versions"]["keras_cosattn"] == keras_cosattn.__version__
+    assert about["state_bytes"] == report.state_bytes
+    assert about["max_steps"] == 400
+    assert set(about["signatures"]["step"]["inputs"]) == {"x", *about["state"]}
+    assert about["signatures"]["step"]["outputs"]["y"] == [[1, 1, 3], "float32"]
+    with zipfile.ZipFile(path) as archive:
+        assert json.loads(archive.read("keras_cosattn.json")) == about
+
+
+def test_verify_accepts_its_file_and_refuses_other_weights(model, tflite, tmp_path):
+    assert exporting.verify(model, tflite[0]).largest_difference < 1e-5
+    other = keras.models.clone_model(model)
+    other.name = "other"
+    with pytest.raises(ValueError, match=r"export of 'other' computes something else"):
+        exporting.verify(other, tflite[0])
+    (tmp_path / "foreign.tflite").write_bytes(b"TFL3 junk")
+    for path in (tmp_path / "foreign.tflite", tmp_path / "missing.tflite", tmp_path):
+        with pytest.raises(ValueError, match=r"has no description"):
+            exporting.verify(model, path)
+
+
+@pytest.mark.parametrize("name", ["m.tflite", "m"])
+def test_a_wrong_export_is_not_kept_and_an_old_one_stays_whole(name, model, tmp_path, monkeypatch):
+    export = exporting.to_tflite if "." in name else exporting.to_saved_model
+    path = tmp_path / name
+    export(model, path, signatures=["serve"])
+    files = sorted(f for f in tmp_path.rglob("*") if f.is_file())
+    before = [file.read_bytes() for file in files]
+    monkeypatch.setattr(exporting, "_largest_difference", lambda *_: float("nan"))
+    with pytest.raises(ValueError, match=r"computes something else"):
+        export(model, path, signatures=["serve"])
+    assert sorted(f for f in tmp_path.rglob("*") if f.is_file()) == files
+    assert [file.read_bytes() for file in files] == before
+    monkeypatch.undo()
+    export(model, path, signatures=["serve"])  # replaces the old one
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("export", [exporting.to_tflite, exporting.to_saved_model])
+def test_an_unwritable_path_is_refused_before_work_is_lost(export, model, tmp_path):
+    with pytest.raises(OSError, match=r"Cannot write .* Its folder must exist"):
+        export(model, tmp_path / "nowhere" / "model")
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(OSError, match=r"folder with other things in it"):
+        export(model, folder)
+    assert (folder / "thesis.txt").exists()
+
+
+def test_what_cannot_be_exported_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot stream: .*looks ahead"):
+        exporting.to_tflite(bidirectional(), tmp_path / "m.tflite", signatures=["step"])
+    with pytest.raises(ValueError, match=r"`signatures` must be some of .* Received: \['run'\]"):
+        exporting.to_tflite(model, tmp_path / "m.tflite", signatures=["run"])
+    x = keras.Input((None, CHANNELS))
+    half = keras.Model(x, keras.layers.Dense(2, dtype="mixed_float16")(x), name="half")
+    half.dtype_policy = keras.DTypePolicy("mixed_float16")
+    with pytest.raises(ValueError, match=r"compute in float32. Received: 'half', .*float16"):
+        exporting.to_tflite(half, tmp_path / "m.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_device_refuses_what_it_cannot_run(tflite, device_class, tmp_path):
+    device = device_class(tflite[0])
+    with pytest.raises(
+        ValueError, match=r"'step' takes x of shape \[1, 1, 6\]. Received: \(1, 6\)"
+    ):
+        device.step(np.zeros((1, CHANNELS)))
+    device.prefill(np.zeros((1, 400, CHANNELS), "float32"))
+    with pytest.raises(ValueError, match=r"end after 400 steps. Received: 1 more after 400"):
+        device.step(np.zeros((1, 1, CHANNELS)))
+    whole = pathlib.Path(tflite[0]).read_bytes()
+    for content in (b"junk", whole[: len(whole) // 2]):
+        (tmp_path / "bad.tflite").write_bytes(content)
+        with pytest.raises(ValueError, match=r"not written by keras_cosattn, or is damaged"):
+            device_class(tmp_path / "bad.tflite")
+
+
+def test_the_recipes_run(model, tmp_path, rng):
+    model.save(tmp_path / "model.keras")
+    x = inputs(rng, 20, CHANNELS)
+    np.save(tmp_path / "x.npy", x)
+
+    def recipe(name, *arguments):
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        return subprocess.run(
+            [sys.executable, RECIPES / name, *arguments],
+            cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+
+    assert "largest difference to Keras" in recipe("to_tflite.py", "model.keras", "m.tflite")
+    assert "largest difference to Keras" in recipe("to_saved_model.py", "model.keras", "saved")
+    for options in ([], ["--whole"]):
+        assert "20 steps" in recipe("run_on_device.py", "m.tflite", "x.npy", "y.npy", *options)
+        assert_close(np.load(tmp_path / "y.npy"), np.asarray(model(x[None]))[0], 1e-5)
+
+
+def test_the_runner_needs_neither_tensorflow_nor_keras(tflite):
+    program = f"""
+import sys
+for name in ("tensorflow", "keras", "keras_cosattn"):
+    sys.modules[name] = None
+sys.path.insert(0, {str(RECIPES)!r})
+from run_on_device import Device, np
+device = Device({str(tflite[0])!r})
+assert np.isfinite(device.step(np.zeros((1, 1, {CHANNELS}), "float32"))).all()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["LinearAttention-elu", "CosFormerAttention-endless"])
+def test_a_stream_of_100_000_steps_stays_at_the_float64_sum(case, tmp_path, rng, device_class):
+    long_stream(case, 100_000, tmp_path, rng, device_class)
+
+
+@pytest.mark.parametrize("case", ["LinearAttention-elu", "CosFormerAttention-endless"])
+def test_a_stream_of_3_000_steps_stays_at_the_float64_sum(case, tmp_path, rng, device_class):
+    long_stream(case, 3_000, tmp_path, rng, device_class)
+
+
+def long_stream(case, steps, tmp_path, rng, device_class):
+    """Step the file and, beside it, the paper's sum as a float64 recurrence."""
+    import references
+    from support import layer_weights
+    from variants import build
+
+    layer, width, last = build(case), 11, 40
+    x = keras.Input((None, width))
+    model = keras.Model(x, layer(x, x, use_causal_mask=True))
+    path = tmp_path / "m.tflite"
+    exporting.to_tflite(model, path, signatures=["step"])
+    device, data = device_class(path), inputs(rng, 1, steps, width)
+    sizes, found = set(), []
+    for i in range(steps):
+        y = device.step(data[:, i : i + 1])
+        if i >= steps - last:
+            found.append(y)
+        sizes.add(device.state_bytes)
+    assert len(sizes) == 1
+    expected = references.last_outputs(
+        type(layer).__name__, layer_weights(layer), data, last, **CASES[case][1]
+    )
+    assert np.abs(np.concatenate(found, axis=1) - expected).max() < 1e-4

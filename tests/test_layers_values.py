@@ -1,0 +1,281 @@
+"""Every layer equals the paper's sum between its projections, in values and all gradients."""
+
+import keras
+import numpy as np
+import pytest
+import references
+from references import How, projected
+from support import (
+    BACKEND,
+    assert_close,
+    compiled_on_jax,
+    layer_weights,
+    pure,
+    random_mask,
+    random_segments,
+    value_and_gradients,
+)
+
+import keras_cosattn
+
+B, HEADS, SHARED, D, E = 2, 6, 3, 5, 4
+QUERY, VALUE, KEY, OUTPUT = 7, 11, 9, 10  # widths of the inputs and of the output
+
+VARIANTS = {
+    "softmax": ("SoftmaxAttention", {}),
+    "elu+1": ("LinearAttention", {"feature_map": "elu+1"}),
+    "relu": ("LinearAttention", {"feature_map": "relu"}),
+    "squared_relu": ("LinearAttention", {"feature_map": "squared_relu"}),
+    "identity": ("LinearAttention", {"feature_map": "identity"}),
+    "papers_length": ("CosFormerAttention", {}),
+    "max_length": ("CosFormerAttention", {"max_length": 1003}),
+    "horizon": ("CosFormerAttention", {"horizon": 26}),
+}
+
+# t, s (None: self-attention), grouped heads, how it is called.
+CALLS = {
+    "self_1": (1, None, False, {}),
+    "self_13": (13, None, True, {}),
+    "self_padded_64": (64, None, False, {"queries": "left"}),
+    "cross_13_64": (13, 64, True, {"key": True}),
+    "cross_padded_64_13": (64, 13, False, {"queries": "right", "values": "holes"}),
+    "packed_64": (64, None, True, {"packed": True}),
+    "packed_padded_257": (257, None, False, {"packed": True, "queries": "holes"}),
+    "causal_1": (1, None, False, {}),
+    "causal_257": (257, None, True, {}),
+    "causal_padded_64": (64, None, True, {"queries": "left"}),
+    "causal_empty_13": (13, None, False, {"queries": "empty"}),
+    "causal_cross_64_13": (64, 13, False, {"key": True}),
+    "causal_cross_padded_13_64": (13, 64, True, {"queries": "holes", "values": "left"}),
+    "causal_packed_64": (64, None, False, {"packed": True}),
+    "causal_packed_padded_64": (64, None, True, {"packed": True, "queries": "right"}),
+}
+
+CANNOT = {
+    "papers_length": [name for name in CALLS if "packed" in name],
+    "horizon": [name for name in CALLS if "causal" not in name],
+}
+
+
+def each_call():
+    """Every call of every variant; where all shapes have to be compiled, most are slow."""
+    every = 4 if BACKEND == "jax" else 1
+    pairs = [(v, c) for v in VARIANTS for c in CALLS if c not in CANNOT.get(v, [])]
+    for i, (variant, call) in enumerate(pairs):
+        marks = [pytest.mark.slow] if i % every else []
+        yield pytest.param(variant, call, id=f"{variant}-{call}", marks=marks)
+
+
+def build(variant, shapes, rng, grouped, **arguments):
+    """A layer with random weights and biases, and its reference's name and arguments."""
+    name, own = VARIANTS[variant]
+    shared = SHARED if grouped else None
+    layer = getattr(keras_cosattn, name)(
+        HEADS, D, value_dim=E, num_key_value_heads=shared, **own, **arguments
+    )
+    layer.build(*shapes)
+    weights = [rng.normal(size=w.shape, scale=0.4) for w in layer.get_weights()]
+    if layer.use_bias:
+        # Two features are surely positive: with relu, the output jumps where none is. All are
+        # with identity: weights of both signs could cancel, and their sum is divided by.
+        positive = slice(None) if variant == "identity" else slice(2)
+        weights[1][:, positive] += 5
+        weights[3][:, positive] += 5
+    layer.set_weights(weights)
+    return layer, name, own
+
+
+def example(t, s, called, rng):
+    """The inputs `[query, value or None, key or None]`, the call's masks, and the reference's."""
+    inputs = [rng.normal(size=(B, t, QUERY)), None, None]
+    if s is not None:
+        inputs[1] = rng.normal(size=(B, s, VALUE))
+    if called.get("key"):
+        inputs[2] = rng.normal(size=(B, s, KEY))
+    inputs = [None if x is None else x.astype("float32") for x in inputs]
+    query_mask = random_mask(rng, called.get("queries"), B, t)
+    value_mask = query_mask if s is None else random_mask(rng, called.get("values"), B, s)
+    ids = random_segments(rng, B, t) if called.get("packed") else None
+    masks = {"segment_ids": ids, "use_causal_mask": called.get("causal", False)}
+    # Self-attention takes one mask for both of its sides.
+    masks |= {"value_mask": value_mask, "query_mask": None if s is None else query_mask}
+    return inputs, masks, How(query_mask, value_mask, ids, causal=masks["use_causal_mask"])
+
+
+def gradients_along(derivatives, directions):
+    return [np.sum(np.float64(x) * along) for x, along in zip(derivatives, directions, strict=True)]
+
+
+def slope(function, arrays, i, along, step=1e-6):
+    """The derivative of `function(*arrays)` where array i moves along a direction."""
+
+    def at(change):
+        moved = list(arrays)
+        moved[i] = arrays[i] + change * along
+        return function(*moved)
+
+    return (at(step) - at(-step)) / (2 * step)
+
+
+def check(layer, name, own, inputs, masks, how, rng):
+    """Values, and the derivatives along a random direction of each input and each weight."""
+    present = [x for x in inputs if x is not None]
+    starts = layer.get_weights()
+
+    def spread(arrays):
+        """`[query, value, key]` and the weights, out of all that is differentiated."""
+        given = iter(arrays[: len(present)])
+        return [None if x is None else next(given) for x in inputs], arrays[len(present) :]
+
+    def outputs(*arrays):
+        (query, value, key), weights = spread(arrays)
+        state = [x.value for x in layer.non_trainable_variables]
+        value = query if value is None else value
+        return layer.stateless_call(list(weights), state, query, value, key=key, **masks)[0]
+
+    def expected(*arrays):
+        (query, value, key), flat = spread(arrays)
+        parts = ("query", "key", "value", "attention_output")
+        pairs = (
+            [flat[i : i + 2] for i in range(0, 8, 2)] if layer.use_bias else [(x, 0) for x in flat]
+        )
+        weights = dict(zip(parts, pairs, strict=True))
+        value = query if value is None else value
+        return projected(name, weights, query, value, key, how, **own)
+
+    arrays = [*present, *starts]
+    exact = [np.float64(x) for x in arrays]
+    values = expected(*exact)
+    g = rng.normal(size=values.shape).astype("float32")
+    actual, derivatives = value_and_gradients(outputs, g, *arrays)
+    assert_close(actual, values)
+    directions = [rng.normal(size=x.shape) for x in arrays]
+    slopes = [
+        slope(lambda *arrays: np.sum(expected(*arrays) * g), exact, i, along)
+        for i, along in enumerate(directions)
+    ]
+    # Together: softmax does not change with the key's bias, so that derivative is zero.
+    assert_close(gradients_along(derivatives, directions), slopes)
+
+
+@pytest.mark.parametrize(("variant", "call"), list(each_call()))
+def test_layer_equals_the_sum(variant, call, rng):
+    t, s, grouped, called = CALLS[call]
+    called = {**called, "causal": "causal" in call}
+    inputs, masks, how = example(t, s, called, rng)
+    shapes = [x.shape for x in inputs if x is not None]
+    layer, name, own = build(variant, shapes if s else shapes * 2, rng, grouped)
+    check(layer, name, own, inputs, masks, how, rng)
+
+
+@pytest.mark.parametrize("variant", ["softmax", "elu+1", "papers_length", "max_length", "horizon"])
+def test_long_layer_equals_the_sum(variant, rng):
+    inputs, masks, how = example(1000, None, {"causal": True}, rng)
+    layer, name, own = build(variant, [(B, 1000, QUERY)] * 2, rng, True)
+    x = inputs[0]
+    out = compiled_on_jax(lambda x: pure(layer, x, x, **masks))(x)
+    assert_close(out, projected(name, layer_weights(layer), x, x, how=how, **own))
+
+
+@pytest.mark.parametrize("variant", ["softmax", "elu+1", "max_length"])
+def test_layer_without_bias_and_with_another_width_equals_the_sum(variant, rng):
+    inputs, masks, how = example(13, 17, {"key": True, "values": "right"}, rng)
+    shapes = [x.shape for x in inputs]
+    layer, name, own = build(variant, shapes, rng, True, use_bias=False, output_shape=OUTPUT)
+    assert len(layer.get_weights()) == 4
+    check(layer, name, own, inputs, masks, how, rng)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_softmax_layer_with_any_mask_equals_the_sum(rank, rng):
+    inputs, masks, how = example(13, 17, {"values": "right"}, rng)
+    mask = rng.random((B, HEADS, 13, 17)[4 - rank :] if rank != 3 else (B, 13, 17)) < 0.6
+    layer, name, own = build("softmax", [x.shape for x in inputs[:2]], rng, True)
+    masks, how = masks | {"attention_mask": mask}, how._replace(attention_mask=mask)
+    check(layer, name, own, inputs, masks, how, rng)
+
+
+@pytest.mark.parametrize("variant", ["softmax", "elu+1", "max_length", "horizon"])
+def test_scores_are_the_weights_of_the_sum(variant, rng):
+    inputs, masks, how = example(13, None, {"causal": True, "queries": "holes"}, rng)
+    x = keras.ops.convert_to_tensor(inputs[0])
+    layer, name, own = build(variant, [x.shape] * 2, rng, True)
+    _, scores = layer(x, x, return_attention_scores=True, **masks)
+    weights = layer_weights(layer)
+    q, k = (
+        np.einsum("btm,mhd->bthd", np.float64(inputs[0]), weights[part][0]) + weights[part][1]
+        for part in ("query", "key")
+    )
+    expected = references.normalise(references.REFERENCES[name](q, k, how, **own))
+    assert_close(scores, expected)
+
+
+@pytest.mark.xfail(strict=True, reason="padding is moved behind the real steps, segments are not")
+@pytest.mark.parametrize("variant", ["elu+1", "max_length", "horizon"])
+def test_packed_causal_layer_takes_a_mask_for_each_side(variant, rng):
+    called = {"causal": True, "packed": True, "queries": "holes"}
+    inputs, masks, how = example(64, None, called, rng)
+    layer, name, own = build(variant, [(B, 64, QUERY)] * 2, rng, True)
+    masks |= {"query_mask": how.query_mask, "value_mask": how.key_mask.copy()}
+    check(layer, name, own, inputs, masks, how, rng)
+
+
+@pytest.mark.xfail(strict=True, reason="`query is value` does not outlive a conversion or a cast")
+@pytest.mark.parametrize("conversion", ["from_numpy", "to_bfloat16"])
+def test_a_value_mask_is_for_both_sides_of_self_attention_after_conversion(conversion, rng):
+    x, mask = rng.normal(size=(B, 13, QUERY)).astype("float32"), random_mask(rng, "left", B, 13)
+    x = x if conversion == "from_numpy" else keras.ops.convert_to_tensor(x)
+    dtype = "mixed_bfloat16" if conversion == "to_bfloat16" else "float32"
+    layer = keras_cosattn.LinearAttention(2, D, dtype=dtype)
+    out = keras.ops.convert_to_numpy(keras.ops.cast(layer(x, x, value_mask=mask), "float32"))
+    assert not np.any(out[~mask])
+    assert np.any(out[mask])
+
+
+BESIDE = {
+    "conv": (lambda: keras_cosattn.CausalConv1D(5, 4), references.causal_conv1d, {}),
+    "dilated_conv": (
+        lambda: keras_cosattn.CausalConv1D(5, 4, dilation_rate=3),
+        references.causal_conv1d,
+        {"dilation_rate": 3},
+    ),
+    "depthwise_conv": (
+        lambda: keras_cosattn.CausalDepthwiseConv1D(4, depth_multiplier=3, dilation_rate=2),
+        references.causal_depthwise_conv1d,
+        {"dilation_rate": 2},
+    ),
+    "running_mean": (keras_cosattn.RunningMean, references.running_mean, {}),
+    "position_embedding": (
+        lambda: keras_cosattn.PositionEmbedding(15),
+        references.position_embedding,
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [None, "left", "right", "holes", "empty"])
+@pytest.mark.parametrize("name", BESIDE)
+def test_layers_beside_attention_equal_their_formulas(name, kind, rng):
+    make, formula, arguments = BESIDE[name]
+    x, mask = rng.normal(size=(B, 13, QUERY)).astype("float32"), random_mask(rng, kind, B, 13)
+    real = np.ones((B, 13), bool) if mask is None else mask
+    layer = make()
+    layer.build(x.shape)
+    layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
+
+    def outputs(x):
+        # What a masked step gives is not read.
+        return keras.ops.where(real[:, :, None], pure(layer, x, mask=mask), 0.0)
+
+    def expected(x):
+        out = formula(x, *map(np.float64, layer.get_weights()), **arguments, mask=mask)
+        return np.where(real[:, :, None], out, 0.0)
+
+    values = expected(x)
+    g, directions = rng.normal(size=values.shape).astype("float32"), rng.normal(size=(8, *x.shape))
+    actual, derivatives = value_and_gradients(outputs, g, x)
+    assert_close(actual, values)
+    slopes = [
+        slope(lambda x: np.sum(expected(x) * g), [np.float64(x)], 0, along) for along in directions
+    ]
+    assert_close(gradients_along(derivatives * 8, directions), slopes)

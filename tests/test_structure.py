@@ -1,0 +1,74 @@
+"""The house rules that can be read from the source."""
+
+import ast
+import inspect
+import pathlib
+
+import pytest
+
+import keras_cosattn
+
+PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
+FLOORS = [
+    ["ops"],
+    ["scope"],
+    ["positions", "temporal"],
+    ["attention"],
+    ["blocks"],
+    ["probe"],
+    ["streaming"],
+    ["export"],
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_every_module_has_a_floor():
+    names = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES}
+    assert names - {"__init__"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_down(file):
+    parts = file.relative_to(PACKAGE).parts
+    mine = parts[0].removesuffix(".py")
+    tree = ast.parse(file.read_text())
+    for name in imported(tree):
+        below = name.split(".")
+        if below[0] != "keras_cosattn" or len(below) == 1 or mine == "__init__":
+            continue
+        if below[1] in FLOOR and below[1] != mine:
+            assert FLOOR[below[1]] < FLOOR[mine], f"{file} imports {name}"
+        variants = {"base", "sums"}
+        if mine == below[1] == "attention" and parts[-1] != "__init__.py":
+            assert below[2] in variants, f"the variant {file} imports {name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_only_export_knows_tensorflow(file):
+    top = {name.split(".")[0] for name in imported(ast.parse(file.read_text()))}
+    assert "tensorflow" not in top or file.name == "export.py"
+    at_import = {
+        name.split(".")[0]
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in imported(node)
+    }
+    assert "tensorflow" not in at_import
+    assert not top & {"torch", "jax"}
+
+
+@pytest.mark.parametrize("name", keras_cosattn.__all__)
+def test_public_classes_say_formula_cost_and_source(name):
+    text = inspect.getdoc(getattr(keras_cosattn, name))
+    assert text
+    if name not in ("Attention", "Streaming"):
+        assert "O(" in text or "et al." in text

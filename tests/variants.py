@@ -1,0 +1,60 @@
+"""Every attention layer of the package, with the arguments that the shared tests give it."""
+
+import inspect
+
+import numpy as np
+
+from keras_cosattn import attention
+
+OPTIONS = {
+    "SoftmaxAttention": {"cache": {"max_length": 300}},
+    "LinearAttention": {"elu": {}, "relu": {"feature_map": "relu", "chunk_size": 4}},
+    "CosFormerAttention": {
+        "bounded": {"max_length": 300},
+        "endless": {"horizon": 8},
+        "paper": {},
+    },
+}
+"""Name of a variant -> the arguments to test it with. One not named here is tested with none."""
+
+VARIANTS = [
+    cls
+    for _, cls in inspect.getmembers(attention, inspect.isclass)
+    if issubclass(cls, attention.Attention) and cls is not attention.Attention
+]
+
+CASES = {
+    f"{cls.__name__}-{label}": (cls, arguments)
+    for cls in VARIANTS
+    for label, arguments in OPTIONS.get(cls.__name__, {"default": {}}).items()
+}
+WHOLE_ONLY = {"CosFormerAttention-paper"}  # M changes with every call
+CAUSAL_ONLY = {"CosFormerAttention-endless"}  # a horizon looks back
+
+CHUNKED = [
+    name for name, (cls, _) in CASES.items() if "chunk_size" in inspect.signature(cls).parameters
+]
+STREAMING = [name for name in CASES if name not in WHOLE_ONLY]
+BIDIRECTIONAL = [name for name in CASES if name not in CAUSAL_ONLY]
+DIRECTIONS = [(name, True) for name in CASES] + [(name, False) for name in BIDIRECTIONAL]
+
+HEADS, SHARED, KEY_DIM, VALUE_DIM, WIDTH = 6, 3, 5, 7, 11
+
+
+def build(case, query_width=WIDTH, value_width=WIDTH, **more):
+    """A built layer of a case, with sizes that all differ and biases that are not zero."""
+    cls, arguments = CASES[case]
+    sizes = {"num_key_value_heads": SHARED, "value_dim": VALUE_DIM, "bias_initializer": "normal"}
+    layer = cls(HEADS, KEY_DIM, **{**sizes, **arguments, **more})
+    layer.build((None, None, query_width), (None, None, value_width))
+    return layer
+
+
+def inputs(rng, *shape):
+    return rng.standard_normal(shape).astype("float32")
+
+
+def mask_of(lengths, steps, side="right"):
+    """`(b, steps)`: padding after, or with side "left" before, the given lengths."""
+    real = np.arange(steps) < np.asarray(lengths)[:, None]
+    return real if side == "right" else real[:, ::-1]
