@@ -23,7 +23,7 @@ from keras_cosattn.blocks import TransformerDecoder
 from keras_cosattn.export import to_tflite
 from keras_cosattn.streaming import Streaming
 
-SEED, WINDOW, BATCH, STEPS, LONGEST = 1, 256, 8, 90, 3000
+SEED, WINDOW, BATCH, STEPS, LONGEST = 1, 256, 16, 60, 3000
 UNSCORED = 32  # the first samples of a window: too few to tell
 FOLDS = [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10)]
 ATTENTION = {
@@ -67,7 +67,7 @@ def cross_validate(model, watch, folds, epochs):
             steps_per_epoch=STEPS,
             epochs=epochs,
             shuffle=False,
-            validation_data=watch.of(judge).windows(8 * BATCH, WINDOW, rng),
+            validation_data=watch.of(judge).windows(4 * BATCH, WINDOW, rng),
             validation_batch_size=BATCH,
             callbacks=[keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)],
         )
@@ -121,7 +121,7 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    folds, epochs = (FOLDS[-1:], 2) if arguments.quick else (FOLDS, 8)
+    folds, epochs = (FOLDS[-1:], 2) if arguments.quick else (FOLDS, 10)
     watch = watch_data.load()
     columns = {name: measure(name, watch, folds, epochs, arguments.output) for name in ATTENTION}
     columns["random forest"] = watch_data.forest(watch, folds, SEED)

@@ -43,11 +43,11 @@ def _last_real(joined, mask, length):
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class CausalConv1D(keras.layers.Conv1D):
-    """Convolution over the step itself and the k - 1 before it: `out_t = sum_j x_(t-j) W_j + b`.
+    """Convolution over the past: `out_t = sum_(j < k) x_(t - (k - 1 - j) r) W_j + b`.
 
     `(b, t, m) -> (b, t, filters)`, the same length. As `keras.layers.Conv1D(padding="causal")`,
-    with masks, and in a stream with the last (k - 1) dilation_rate inputs as its state, in
-    float32. O(t k m filters).
+    with masks, and in a stream with the last (k - 1) r inputs as its state, float32; k taps, r
+    the dilation rate. O(t k m filters).
 
     Args:
         filters, kernel_size, dilation_rate, **kwargs: as `keras.layers.Conv1D`, without strides,

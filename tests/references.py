@@ -20,6 +20,7 @@ class How(NamedTuple):
     segment_ids: np.ndarray | None = None  # (b, t), t = s
     attention_mask: np.ndarray | None = None  # (b, h, t, s), (b, t, s), (t, s) or (s)
     causal: bool = False
+    first_query: int = 0  # where among the keys' positions the queries begin
 
 
 EVERYTHING = How()
@@ -44,7 +45,7 @@ def positions(length, mask=None, segment_ids=None):
 
 def _both_positions(t, s, how):
     """Positions of the queries `(b or 1, 1, t, 1)` and of the keys `(b or 1, 1, 1, s)`."""
-    query = positions(t, how.query_mask, how.segment_ids)
+    query = how.first_query + positions(t, how.query_mask, how.segment_ids)
     key = positions(s, how.key_mask, how.segment_ids)
     return query[:, None, :, None], key[:, None, None, :]
 

@@ -10,8 +10,9 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from support import BACKEND, assert_close
-from variants import CASES, STREAMING, inputs
+from references import How, projected
+from support import BACKEND, assert_close, layer_weights
+from variants import CASES, STREAMING, build, inputs
 
 import keras_cosattn
 from keras_cosattn import (
@@ -264,11 +265,7 @@ def test_a_stream_of_3_000_steps_stays_at_the_float64_sum(case, tmp_path, rng, d
 
 
 def long_stream(case, steps, tmp_path, rng, device_class):
-    """Step the file and, beside it, the paper's sum as a float64 recurrence."""
-    import references
-    from support import layer_weights
-    from variants import build
-
+    """Step the file, and compare its last outputs with the paper's sum over the whole past."""
     layer, width, last = build(case), 11, 40
     x = keras.Input((None, width))
     model = keras.Model(x, layer(x, x, use_causal_mask=True))
@@ -282,7 +279,7 @@ def long_stream(case, steps, tmp_path, rng, device_class):
             found.append(y)
         sizes.add(device.state_bytes)
     assert len(sizes) == 1
-    expected = references.last_outputs(
-        type(layer).__name__, layer_weights(layer), data, last, **CASES[case][1]
-    )
+    how = How(causal=True, first_query=steps - last)
+    name, arguments = type(layer).__name__, CASES[case][1]
+    expected = projected(name, layer_weights(layer), data[:, -last:], data, how=how, **arguments)
     assert np.abs(np.concatenate(found, axis=1) - expected).max() < 1e-4

@@ -210,7 +210,6 @@ def test_scores_are_the_weights_of_the_sum(variant, rng):
     assert_close(scores, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="padding is moved behind the real steps, segments are not")
 @pytest.mark.parametrize("variant", ["elu+1", "max_length", "horizon"])
 def test_packed_causal_layer_takes_a_mask_for_each_side(variant, rng):
     called = {"causal": True, "packed": True, "queries": "holes"}
@@ -220,7 +219,6 @@ def test_packed_causal_layer_takes_a_mask_for_each_side(variant, rng):
     check(layer, name, own, inputs, masks, how, rng)
 
 
-@pytest.mark.xfail(strict=True, reason="`query is value` does not outlive a conversion or a cast")
 @pytest.mark.parametrize("conversion", ["from_numpy", "to_bfloat16"])
 def test_a_value_mask_is_for_both_sides_of_self_attention_after_conversion(conversion, rng):
     x, mask = rng.normal(size=(B, 13, QUERY)).astype("float32"), random_mask(rng, "left", B, 13)

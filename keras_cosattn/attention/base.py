@@ -43,8 +43,9 @@ class Attention(keras.layers.Layer):
         value: `(b, s, m')`.
         key: `(b, s, m'')`; None is the value.
         query_mask, value_mask, key_mask: `(b, t)`, `(b, s)`, `(b, s)`, True where a step takes
-            part; None is Keras's implicit mask. Masked queries give zero before the output
-            projection, and positions count the real steps only.
+            part; None is Keras's implicit mask, and in self-attention (`query is value`) the mask
+            of the values. Masked queries give zero before the output projection, and positions
+            count the real steps only.
         attention_mask: `(b, 1, s)`, a padding mask; `SoftmaxAttention` takes any that
             broadcasts to `(b, h, t, s)`.
         return_attention_scores: also return the weights `(b, h, t, s)`, in O(t s) time and memory.
@@ -116,6 +117,24 @@ class Attention(keras.layers.Layer):
         )
         self.output_dense.build((*query_shape[:2], self.num_heads, self.value_dim))
 
+    def __call__(
+        self,
+        query,
+        value,
+        key=None,
+        query_mask=None,
+        value_mask=None,
+        key_mask=None,
+        attention_mask=None,
+        **kwargs,
+    ):
+        # Keras converts each argument by itself, so that this is the last place to know.
+        if query is value and query_mask is None:
+            query_mask = masks.both(_as_bool(value_mask), _padding(attention_mask))
+        return super().__call__(
+            query, value, key, query_mask, value_mask, key_mask, attention_mask, **kwargs
+        )
+
     def call(
         self,
         query,
@@ -149,7 +168,7 @@ class Attention(keras.layers.Layer):
         attention_mask, padding = self._factor(attention_mask, query, value)
         key_mask = masks.both(key_mask, padding)
         query_mask = _as_bool(query_mask)
-        if query is value and (query_mask is None or padding is not None):
+        if segment_ids is not None:
             query_mask = key_mask = masks.both(query_mask, key_mask)
         how = Masks(query_mask, key_mask, segment_ids, attention_mask, use_causal_mask)
 
@@ -313,6 +332,12 @@ def _compatible(n, other):
 
 def _as_bool(mask):
     return None if mask is None else ops.cast(mask, "bool")
+
+
+def _padding(attention_mask):
+    """An attention mask `(b, 1, s)` as `(b, s)`; None for any other."""
+    shape = () if attention_mask is None else attention_mask.shape
+    return _as_bool(attention_mask[:, 0]) if len(shape) == 3 and shape[1] == 1 else None
 
 
 def _rows(mask):

@@ -32,7 +32,8 @@ def cosine_attention(
         max_length: M, in steps.
         query_mask, mask: `(b, t)` and `(b, s)`, True where a query or key takes part. Positions
             count the steps that do.
-        segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only, from position 0.
+        segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only, from position 0;
+            `query_mask` and `mask` are then the same.
         chunk_size: steps per chunk; used with segments only.
 
     Returns `(b, t, h, e)`. O((t + s) d e) time. Qin et al., 2022, eq. 10-12.
@@ -40,7 +41,7 @@ def cosine_attention(
     q, k, v, group = _prepare(q, k, v, mask)
     t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
     segments = masks.segment_numbers(segment_ids)
-    known = _check_length(max_length, t, s) and segments is None
+    known = segments is None and _check_length(max_length, t, s)
     if segments is not None and max_length is None:
         raise ValueError("Packed sequences (`segment_ids`) need `max_length`: M may not depend on "
                          "the neighbours of a segment. Received: max_length=None")  # fmt: skip
@@ -104,7 +105,7 @@ def causal_cosine_attention(
     q, k, v, group = _prepare(q, k, v, mask)
     t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
     segments = masks.segment_numbers(segment_ids)
-    known = _check_length(max_length, t) and segments is None and state is None
+    known = segments is None and _check_length(max_length, t) and state is None
     span = max_length or horizon or _longest(t, s, query_mask, mask)
     k, v = arrays.fit_length(k, t), arrays.fit_length(v, t)
     start = None if state is None else state["position"]

@@ -1,0 +1,81 @@
+"""Peak memory of forward + gradient of causal attention as the length doubles.
+
+    python benchmarks/memory.py [--lengths 4096 8192 16384 32768]
+
+Each row is its own process: the largest resident memory after the call less that after a call on
+64 steps, batch 1, 8 heads of 64, float32. The last column is what the official causal cosFormer
+would need for one of its two tensors of outer products, t x 8 x 128 x 64 floats: computed, not run.
+"""
+
+import argparse
+import datetime
+import platform
+import subprocess
+import sys
+
+ROW = """
+import resource, sys, time
+import numpy as np, tensorflow as tf
+import keras_cosattn as kc
+name, length = sys.argv[1], int(sys.argv[2])
+layer = {
+    "cosformer": lambda: kc.CosFormerAttention(8, 64, max_length=1 << 20),
+    "endless": lambda: kc.CosFormerAttention(8, 64, horizon=4096),
+    "linear": lambda: kc.LinearAttention(8, 64),
+    "softmax": lambda: kc.SoftmaxAttention(8, 64),
+}[name]()
+
+@tf.function
+def gradient(x):
+    with tf.GradientTape() as tape:
+        y = layer(x, x, use_causal_mask=True)
+    return tape.gradient(y, layer.trainable_variables)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+x = np.random.default_rng(0).standard_normal((1, length, 512)).astype("float32")
+gradient(x[:, :64])
+before = peak()
+start = time.perf_counter()
+gradient(x)
+print(peak() - before, time.perf_counter() - start)
+"""
+
+
+def measure(name, length):
+    """Peak memory in MiB and seconds of one forward + gradient in a process of its own."""
+    row = subprocess.run(
+        [sys.executable, "-c", ROW, name, str(length)], capture_output=True, text=True
+    )
+    return [float(x) for x in row.stdout.split()] if row.returncode == 0 else (float("nan"),) * 2
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
+    parser.add_argument("--layers", nargs="+", default=["cosformer", "endless", "linear"])
+    parser.add_argument("--softmax-up-to", type=int, default=4096)
+    arguments = parser.parse_args()
+    import keras
+    import tensorflow as tf
+
+    print(
+        f"{datetime.date.today()}  {platform.machine()}  Python {platform.python_version()}  "
+        f"TensorFlow {tf.__version__}  Keras {keras.__version__}  seed 0"
+    )
+    print(f"{'layer':10} {'steps':>7} {'peak MiB':>9} {'x before':>9} {'official MiB':>13}")
+    for name in [*arguments.layers, "softmax"]:
+        last = None
+        for length in arguments.lengths:
+            if name == "softmax" and length > arguments.softmax_up_to:
+                continue
+            peak, _ = measure(name, length)
+            ratio = f"{peak / last:9.2f}" if last else " " * 9
+            official = length * 8 * 128 * 64 * 4 / 2**20
+            print(f"{name:10} {length:7} {peak:9.0f} {ratio} {official:13.0f}", flush=True)
+            last = peak
+
+
+if __name__ == "__main__":
+    main()

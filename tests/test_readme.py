@@ -1,0 +1,26 @@
+"""The README's code runs, in the order in which it stands there."""
+
+import pathlib
+import re
+
+import pytest
+from support import BACKEND
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the README's first block exports")
+def test_the_code_blocks_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert capsys.readouterr().out.splitlines()[-1] == str(names["stream"].state_bytes)
+    assert (tmp_path / "model.tflite").exists()
+
+
+def test_the_two_commands_are_one_line_each():
+    commands = re.findall(r"```bash\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(commands) == 2
+    assert all(command.count("\n") == 1 for command in commands)
