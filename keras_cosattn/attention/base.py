@@ -117,23 +117,13 @@ class Attention(keras.layers.Layer):
         )
         self.output_dense.build((*query_shape[:2], self.num_heads, self.value_dim))
 
-    def __call__(
-        self,
-        query,
-        value,
-        key=None,
-        query_mask=None,
-        value_mask=None,
-        key_mask=None,
-        attention_mask=None,
-        **kwargs,
-    ):
-        # Keras converts each argument by itself, so that this is the last place to know.
-        if query is value and query_mask is None:
-            query_mask = masks.both(_as_bool(value_mask), _padding(attention_mask))
-        return super().__call__(
-            query, value, key, query_mask, value_mask, key_mask, attention_mask, **kwargs
-        )
+    def __call__(self, query, value, *args, **kwargs):
+        # Keras converts each argument by itself: `call` may not see that two were the same.
+        if query is value and kwargs.get("query_mask") is None:
+            mask = _mask_of_both(kwargs.get("value_mask"), kwargs.get("attention_mask"))
+            if mask is not None:
+                kwargs["query_mask"] = mask
+        return super().__call__(query, value, *args, **kwargs)
 
     def call(
         self,
@@ -150,11 +140,13 @@ class Attention(keras.layers.Layer):
         segment_ids=None,
     ):
         key = value if key is None else key
+        if query is value and query_mask is None:
+            query_mask = _mask_of_both(value_mask, attention_mask)
         self._check_inputs(query.shape, value.shape, key.shape)
         given = {
-            "query_mask": (query_mask, query.shape),
             "value_mask": (value_mask, value.shape),
             "key_mask": (key_mask, key.shape),
+            "query_mask": (query_mask, query.shape),
             "segment_ids": (segment_ids, query.shape),
         }
         for name, (mask, shape) in given.items():
@@ -334,10 +326,11 @@ def _as_bool(mask):
     return None if mask is None else ops.cast(mask, "bool")
 
 
-def _padding(attention_mask):
-    """An attention mask `(b, 1, s)` as `(b, s)`; None for any other."""
+def _mask_of_both(value_mask, attention_mask):
+    """What masks the queries in self-attention that gives them no mask of their own."""
     shape = () if attention_mask is None else attention_mask.shape
-    return _as_bool(attention_mask[:, 0]) if len(shape) == 3 and shape[1] == 1 else None
+    padding = attention_mask[:, 0] if len(shape) == 3 and shape[1] == 1 else None
+    return masks.both(_as_bool(value_mask), _as_bool(padding))
 
 
 def _rows(mask):
