@@ -25,6 +25,8 @@ MEMBER = "seglearn/data/watch_dataset.npy"
 SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
 CACHE = pathlib.Path.home() / ".cache" / "keras_cosattn"
 
+UNSCORED = 32
+
 OTHER_ARM = np.float32([-1, 1, 1, 1, -1, -1])
 """Signs that mirror a movement: x turns over, and so do all rotations but that about x."""
 
@@ -59,6 +61,13 @@ class Watch:
         x = [self.series[i][start : start + steps] for i, start in zip(which, starts, strict=True)]
         return np.stack(x), np.repeat(self.labels[which, None], steps, axis=1)
 
+    def batches(self, count, steps, rng):
+        """Windows without end, augmented; their first samples, too few to tell, weigh nothing."""
+        weights = np.where(np.arange(steps) < UNSCORED, 0.0, np.ones((count, 1)))
+        while True:
+            x, y = self.windows(count, steps, rng)
+            yield augmented(x, rng), y, weights
+
     def _chosen(self, chosen):
         series = [x for x, take in zip(self.series, chosen, strict=True) if take]
         return Watch(series, self.labels[chosen], self.people[chosen], self.names)
@@ -75,13 +84,16 @@ def load(cache=CACHE):
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise RuntimeError(f"{path} is not the known file. Delete it and run again.")
     data = np.load(io.BytesIO(content), allow_pickle=True).item()
-    series = [np.float32(x) for x in data["X"]]
+    # A watch knows on which wrist it is worn: the left arm's signals are told as a right arm's.
+    series = [
+        np.float32(x) * (1 if right else OTHER_ARM)
+        for x, right in zip(data["X"], data["side"], strict=True)
+    ]
     return Watch(series, data["y"], data["subject"], data["y_labels"])
 
 
 def augmented(x, rng, degrees=15.0, scale=0.1):
-    """Windows `x (b, t, 6)` as on the other arm (half of them), turned a little, and scaled."""
-    x = np.where(rng.random((len(x), 1, 1)) < 0.5, x, x * OTHER_ARM)
+    """Windows `x (b, t, 6)` as of a watch that sits a little turned, and scaled."""
     turn = _rotations(rng.normal(size=(len(x), 3)), np.deg2rad(degrees) * rng.normal(size=len(x)))
     x = np.concatenate([x[..., :3] @ turn, x[..., 3:] @ turn], axis=-1)
     return np.float32(x * np.exp(scale * rng.normal(size=(len(x), 1, 1))))
@@ -143,6 +155,12 @@ def draw(x, y, label, names, path):
     sure.plot(seconds, np.exp(y[:, label]), linewidth=0.8)
     sure.set(ylabel=f"probability of {names[label]}", xlabel="seconds", ylim=(0, 1.02))
     figure.savefig(path, dpi=120)
+
+
+def log_softmax(y):
+    """`y (t, classes)` as log-probabilities."""
+    y = y - y.max(axis=1, keepdims=True)
+    return y - np.log(np.exp(y).sum(axis=1, keepdims=True))
 
 
 def _rows(unit, right, people):

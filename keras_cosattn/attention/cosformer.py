@@ -13,8 +13,9 @@ class CosFormerAttention(SumsAttention):
     """cosFormer: `out_t = sum_s w_ts v_s / sum_s w_ts`.
 
     `w_ts = relu(q_t) . relu(k_s) cos(pi/2 (t - s) / M)`: no weight is negative, and near steps
-    weigh more. O((t + s) d e) time and O(t + s) memory per head; a streamed step and its float32
-    state are O(d e). Qin et al., 2022, eq. 8-12.
+    weigh more. O((t + s) d e) time and O(t + s) memory per head, with a horizon or packed another
+    O((t / chunk_size)^1.5 d e) time; a streamed step and its float32 state are O(d e).
+    Qin et al., 2022, eq. 8-12.
 
     Say what M is:
 

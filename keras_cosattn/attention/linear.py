@@ -15,7 +15,8 @@ class LinearAttention(SumsAttention):
     """Linear attention: `out_t = phi(q_t) sum_s phi(k_s) v_s^T / phi(q_t) sum_s phi(k_s)`.
 
     Both directions, causal, cross, packed; streams without end. O((t + s) d e) time and O(t + s)
-    memory per head; a streamed step and its float32 state are O(d e).
+    memory per head, packed another O((t / chunk_size)^1.5 d e) time; a streamed step and its
+    float32 state are O(d e).
     Katharopoulos et al., 2020, eq. 4-12.
 
     Args:

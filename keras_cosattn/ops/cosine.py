@@ -36,7 +36,8 @@ def cosine_attention(
             `query_mask` and `mask` are then the same.
         chunk_size: steps per chunk; used with segments only.
 
-    Returns `(b, t, h, e)`. O((t + s) d e) time. Qin et al., 2022, eq. 10-12.
+    Returns `(b, t, h, e)`. O((t + s) d e) time, with segments another
+    O((t / chunk_size)^1.5 d e). Qin et al., 2022, eq. 10-12.
     """
     q, k, v, group = _prepare(q, k, v, mask)
     t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
@@ -100,7 +101,8 @@ def causal_cosine_attention(
         `(b, t, h, e)` and the state: `"sums" (b, hk, 2 d, e + 1)`, `"position" (b,)` int32 and,
         with a horizon, `"previous"` like the sums; in float32, or float64 for float64 inputs.
 
-    O(t d e) time, O(d e) state. Qin et al., 2022, eq. 10-12; the horizon is ours.
+    O(t d e) time, with segments or a horizon another O((t / chunk_size)^1.5 d e); O(d e) state.
+    Qin et al., 2022, eq. 10-12; the horizon is ours.
     """
     q, k, v, group = _prepare(q, k, v, mask)
     t, s = ops.shape(q)[1] // group, ops.shape(k)[1]

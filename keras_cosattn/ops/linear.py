@@ -28,7 +28,8 @@ def linear_attention(
         `(b, t, h, e)` and the state, `{"sums": (b, hk, f, e + 1)}`: float32, or float64 for
         float64 features.
 
-    O((t + s) f e) time and O(f e) state. Katharopoulos et al., 2020, eq. 5-6 and 9-12.
+    O((t + s) f e) time, with segments another O((t / chunk_size)^1.5 f e); O(f e) state.
+    Katharopoulos et al., 2020, eq. 5-6 and 9-12.
     """
     group = arrays.group_size(q, k)
     k = arrays.zero_masked(arrays.accumulate(k), mask)
