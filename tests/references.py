@@ -36,6 +36,8 @@ def segments(ids):
 
 def positions(length, mask=None, segment_ids=None):
     """How many real steps of its segment lie before each step, `(b or 1, length)`."""
+    if mask is None and segment_ids is None:
+        return np.arange(length)[None]
     real = np.ones((1, length), bool) if mask is None else np.asarray(mask, bool)
     segment = np.zeros((1, length), int) if segment_ids is None else segments(segment_ids)
     earlier = np.tri(length, k=-1, dtype=bool)
