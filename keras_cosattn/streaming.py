@@ -81,7 +81,6 @@ class Streaming:
         """
         b, t = keras.tree.flatten(inputs)[0].shape[:2]
         self._check_state(state, b)
-        self._check_end(state, t)
         if mask is not None:
             mask = ops.cast(mask, "bool")
             if len(mask.shape) != 2 or mask.shape[1] not in (t, None):
@@ -89,6 +88,7 @@ class Streaming:
                     f"`mask` must have shape (batch, steps) = ({b}, {t}). "
                     f"Received: mask.shape={tuple(mask.shape)}"
                 )
+        self._check_end(state, t if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1))
         return self._step(inputs, state, mask)
 
     def initial_state(self, batch_size):
@@ -227,12 +227,13 @@ class Streaming:
         """Raises ValueError where a full state can be seen, that is outside compiled functions."""
         for name, limit in self._limits.items():
             try:
-                position = int(ops.convert_to_numpy(state[name]).max())
+                position = ops.convert_to_numpy(state[name])
+                end = (position + ops.convert_to_numpy(steps)).max()
             except (NotImplementedError, TypeError):  # a tensor of a graph, or a tracer
                 return
-            if position + steps > limit:
+            if end > limit:
                 raise ValueError(
-                    f"The stream ends after {limit} steps ({name}). Received: {steps} more after "
-                    f"{position}. Build the layer with a larger `max_length`, use a layer whose "
-                    "streams have no end, such as CosFormerAttention(horizon=...), or reset."
+                    f"The stream ends after {limit} steps ({name}). Received: steps up to {end}, "
+                    f"after {position.max()}. Build the layer with a larger `max_length`, use one "
+                    "whose streams have no end, such as CosFormerAttention(horizon=...), or reset."
                 )

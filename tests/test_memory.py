@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="the benchmark i
 
 def ratio(name, length):
     """Peak memory at twice the length over that at the length; quadratic would be 4."""
-    short, long = (measure(name, n)[0] for n in (length, 2 * length))
+    short, long = (measure(name, n) for n in (length, 2 * length))
     print(f"{name}: {short:.0f} MiB at {length} steps, {long:.0f} MiB at {2 * length}")
     return long / short
 

@@ -215,8 +215,9 @@ def test_a_bounded_stream_ends_with_an_error_and_compiled_with_nan(attention, rn
     data = inputs(rng, 1, 20, CHANNELS)
     y, state = stream(data, stream.initial_state(1))
     assert np.isfinite(np.asarray(y)).all()
-    with pytest.raises(ValueError, match=r"ends after 20 steps.*1 more after 20"):
+    with pytest.raises(ValueError, match=r"ends after 20 steps.*steps up to 21, after 20"):
         stream(data[:, :1], state)
+    stream(data[:, :1], state, mask=[[False]])  # takes no step
     y, _ = stream._step(data[:, :1], state)
     assert np.isnan(np.asarray(y)).all()
 
