@@ -119,10 +119,9 @@ class Attention(keras.layers.Layer):
 
     def __call__(self, query, value, *args, **kwargs):
         # Keras converts each argument by itself: `call` may not see that two were the same.
-        if query is value and kwargs.get("query_mask") is None:
-            mask = _mask_of_both(kwargs.get("value_mask"), kwargs.get("attention_mask"))
-            if mask is not None:
-                kwargs["query_mask"] = mask
+        names = ("query_mask", "value_mask", "attention_mask")
+        found = _one_mask(query, value, *map(kwargs.get, names))
+        kwargs |= {k: m for k, m in zip(names, found, strict=True) if k in kwargs or m is not None}
         return super().__call__(query, value, *args, **kwargs)
 
     def call(
@@ -140,38 +139,19 @@ class Attention(keras.layers.Layer):
         segment_ids=None,
     ):
         key = value if key is None else key
-        if query is value and query_mask is None:
-            query_mask = _mask_of_both(value_mask, attention_mask)
         self._check_inputs(query.shape, value.shape, key.shape)
-        given = {
-            "value_mask": (value_mask, value.shape),
-            "key_mask": (key_mask, key.shape),
-            "query_mask": (query_mask, query.shape),
-            "segment_ids": (segment_ids, query.shape),
-        }
-        for name, (mask, shape) in given.items():
-            self._check_steps(name, mask, shape)
-        if segment_ids is not None and not _compatible(query.shape[1], value.shape[1]):
-            raise ValueError(
-                f"{self.name}: `segment_ids` is for self-attention, where queries and keys are "
-                f"the same steps. Received: query.shape={query.shape}, value.shape={value.shape}"
-            )
-        key_mask = masks.both(_as_bool(value_mask), _as_bool(key_mask))
-        attention_mask, padding = self._factor(attention_mask, query, value)
-        key_mask = masks.both(key_mask, padding)
-        query_mask = _as_bool(query_mask)
-        if segment_ids is not None:
-            query_mask = key_mask = masks.both(query_mask, key_mask)
-        how = Masks(query_mask, key_mask, segment_ids, attention_mask, use_causal_mask)
-
+        how = self._read_masks(
+            query, value, query_mask, value_mask, key_mask, attention_mask, segment_ids
+        )._replace(causal=use_causal_mask)
         q, k, v = self.query_dense(query), self.key_dense(key), self.value_dense(value)
         stream = scope.current()
         if stream is None:
             mixed, weights = self._attend(q, k, v, how, training, return_attention_scores)
         else:
             self._check_stream(how, return_attention_scores)
-            how = how._replace(key=masks.both(stream.mask, masks.both(query_mask, key_mask)))
-            mixed, weights = self._attend_in_stream(q, k, v, how.key, stream), None
+            mask = how.key if how.query is how.key else masks.both(how.query, how.key)
+            mask = masks.both(stream.mask, mask)
+            mixed, weights = self._attend_in_stream(q, k, v, mask, stream), None
         if how.query is not None:
             mixed = ops.where(_rows(how.query), mixed, ops.zeros_like(mixed))
         outputs = self.output_dense(ops.cast(mixed, self.compute_dtype))
@@ -211,6 +191,37 @@ class Attention(keras.layers.Layer):
             "bias_constraint": keras.constraints.serialize(self.bias_constraint),
             "seed": self.seed,
         }
+
+    def _read_masks(
+        self, query, value, query_mask, value_mask, key_mask, attention_mask, segment_ids
+    ):
+        """The call's masks, checked, as `Masks`: one object where both sides have the same."""
+        query_mask, value_mask, attention_mask = _one_mask(
+            query, value, query_mask, value_mask, attention_mask
+        )
+        shared = query_mask is value_mask and key_mask is None and attention_mask is None
+        given = {
+            "value_mask": (value_mask, value.shape),
+            "key_mask": (key_mask, value.shape),
+            "query_mask": (query_mask, query.shape),
+            "segment_ids": (segment_ids, query.shape),
+        }
+        for name, (mask, shape) in given.items():
+            self._check_steps(name, mask, shape)
+        if segment_ids is not None and not _compatible(query.shape[1], value.shape[1]):
+            raise ValueError(
+                f"{self.name}: `segment_ids` is for self-attention, where queries and keys are "
+                f"the same steps. Received: query.shape={query.shape}, value.shape={value.shape}"
+            )
+        key_mask = masks.both(_as_bool(value_mask), _as_bool(key_mask))
+        attention_mask, padding = self._factor(attention_mask, query, value)
+        key_mask = masks.both(key_mask, padding)
+        query_mask = _as_bool(query_mask)
+        if segment_ids is not None and not shared:
+            query_mask = masks.both(query_mask, key_mask)
+        if segment_ids is not None or shared:
+            key_mask = query_mask  # one object: the layers below need not align the two
+        return Masks(query_mask, key_mask, segment_ids, attention_mask)
 
     def _attend(self, q, k, v, masks, training, return_weights):
         """Mix v over the whole sequence: `(b, t, h, e)` and, if asked for, `(b, h, t, s)`."""
@@ -326,11 +337,18 @@ def _as_bool(mask):
     return None if mask is None else ops.cast(mask, "bool")
 
 
-def _mask_of_both(value_mask, attention_mask):
-    """What masks the queries in self-attention that gives them no mask of their own."""
+def _one_mask(query, value, query_mask, value_mask, attention_mask):
+    """The three masks; in self-attention whose queries have none of their own, one for both sides.
+
+    A padding mask `(b, 1, s)` is then taken into it.
+    """
+    if query is not value or query_mask is not None:
+        return query_mask, value_mask, attention_mask
     shape = () if attention_mask is None else attention_mask.shape
-    padding = attention_mask[:, 0] if len(shape) == 3 and shape[1] == 1 else None
-    return masks.both(_as_bool(value_mask), _as_bool(padding))
+    if len(shape) == 3 and shape[1] == 1 and _compatible(shape[2], value.shape[1]):
+        value_mask = masks.both(_as_bool(value_mask), _as_bool(attention_mask[:, 0]))
+        attention_mask = None
+    return value_mask, value_mask, attention_mask
 
 
 def _rows(mask):
