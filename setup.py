@@ -10,7 +10,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "keras_cosattn/__init__.py"
 
 device = ["ai-edge-litert>=2.0"]
 examples = [*device, "matplotlib", "scikit-learn"]
-test = [*device, "hypothesis", "pytest", "pytest-xdist", "ruff", "scikit-learn"]
+test = [*device, "hypothesis", "pytest", "pytest-xdist", "ruff~=0.17.0", "scikit-learn"]
 
 setup(
     name="keras-cosattn",

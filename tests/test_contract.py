@@ -253,12 +253,14 @@ def test_trains(case, jit, length, rng):
 
 @every_case
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision_is_float32_to_its_precision(case, policy, rng):
+@pytest.mark.parametrize("length", [257, pytest.param(4096, marks=pytest.mark.slow)])
+def test_half_precision_is_float32_to_its_precision(case, policy, length, rng):
     precision = {"mixed_float16": 2e-3, "mixed_bfloat16": 2e-2}[policy]  # 11 and 8 bits
     # With all features positive: where a relu is about to close, a rounding opens or closes it.
     positive = keras.initializers.Constant(3)
-    layer, x = build(case, bias_initializer=positive), inputs(rng, 2, 257, WIDTH)
-    half = build(case, dtype=policy)
+    longer = {"max_length": 4096} if "max_length" in CASES[case][1] else {}
+    layer, x = build(case, bias_initializer=positive, **longer), inputs(rng, 2, length, WIDTH)
+    half = build(case, dtype=policy, **longer)
     half.set_weights(layer.get_weights())
     outputs = half(x, x, use_causal_mask=True)
     assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
