@@ -18,7 +18,9 @@ def over_history(layer, convolve, inputs, mask):
     mask = mask if stream is None else masks.both(stream.mask, mask)
     restore = None
     if mask is not None:
-        inputs, restore = masks.real_first(arrays.zero_masked(inputs, mask), mask)
+        order, restore = masks.real_first(mask)
+        inputs = masks.take_steps(arrays.zero_masked(inputs, mask), order)
+        mask = masks.take_steps(mask, order)
     if stream is None:
         history = arrays.zeros_in_time(inputs, length)
     else:
@@ -28,17 +30,9 @@ def over_history(layer, convolve, inputs, mask):
         history = ops.cast(state["inputs"], inputs.dtype)
     joined = ops.concatenate([history, inputs], axis=1)
     if stream is not None:
-        stream.write(slot, {"inputs": ops.cast(_last_real(joined, mask, length), "float32")})
+        stream.write(slot, {"inputs": ops.cast(masks.last_real(joined, mask, length), "float32")})
     outputs = convolve(joined)
     return outputs if restore is None else masks.take_steps(outputs, restore)
-
-
-def _last_real(joined, mask, length):
-    """The last `length` of the history and the real steps, which come first."""
-    if mask is None:
-        return joined[:, ops.shape(joined)[1] - length :]
-    real = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
-    return masks.take_steps(joined, real + ops.arange(length, dtype="int32"))
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")

@@ -4,7 +4,9 @@ Axes: b batch, t queries, s keys, h heads, d head size, e value size, m model wi
 
 Every attention here is `out_t = sum_s w_ts v_s / sum_s w_ts`. A variant is its weights w before
 that division: `REFERENCES[class name](q, k, how, **constructor arguments) -> (b, h, t, s)`, and
-`PULL_BACKS[class name]` is how a change of w comes back to q and k.
+`PULL_BACKS[class name]` is how a change of w comes back to q and k. A variant in `FINAL` mixes with
+w itself, and one in `WHOLE` is written out from its inputs to its outputs. A variant with weights
+beyond the four projections finds them in the argument `more`, by name.
 """
 
 from typing import NamedTuple
@@ -194,6 +196,12 @@ PULL_BACKS = {
     "CosFormerAttention": _pull_back_cosformer,
 }
 
+FINAL = set()
+"""Variants whose weights are not divided by their sum."""
+
+WHOLE = {}
+"""Class name -> function `(weights, query, value, key, how, **arguments) -> (b, t, m)`."""
+
 
 # What every variant does with its weights.
 
@@ -211,7 +219,8 @@ def normalise(weights):
 def attention(name, q, k, v, how=EVERYTHING, **arguments):
     """`sum_s w_ts v_s / sum_s w_ts`, `(b, t, h, e)`."""
     q, k, v = _float64(q, k, v)
-    return mix(normalise(REFERENCES[name](q, k, how, **arguments)), v)
+    weights = REFERENCES[name](q, k, how, **arguments)
+    return mix(weights if name in FINAL else normalise(weights), v)
 
 
 def attention_gradients(name, q, k, v, g, how=EVERYTHING, **arguments):
@@ -231,15 +240,21 @@ def projected(name, weights, query, value, key=None, how=EVERYTHING, **arguments
     """The whole layer, `(b, t, m)`.
 
     `weights` has a pair of kernel and bias for each of query, key, value `(m, h, d), (h, d)` and
-    attention_output `(h, e, m), (m)`.
+    attention_output `(h, e, m), (m)`, and a dict of what else there is, "more". Without "key" the
+    variant gets q for k.
     """
+    if name in WHOLE:
+        return WHOLE[name](weights, query, value, key, how, **arguments)
 
     def heads(x, name):
         kernel, bias = weights[name]
         return np.einsum("btm,mhd->bthd", x, kernel) + bias
 
     query, value, key = _float64(query, value, value if key is None else key)
-    q, k, v = heads(query, "query"), heads(key, "key"), heads(value, "value")
+    q, v = heads(query, "query"), heads(value, "value")
+    k = heads(key, "key") if "key" in weights else q
+    if "more" in weights:
+        arguments = {**arguments, "more": weights["more"]}
     kernel, bias = weights["attention_output"]
     mixed = attention(name, q, k, v, how, **arguments)
     return np.einsum("bthe,hem->btm", mixed, kernel) + bias

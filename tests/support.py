@@ -125,18 +125,25 @@ def random_segments(rng, b, length):
 
 
 def layer_weights(layer):
-    """The weights of an attention layer as `references.projected` takes them, in float64."""
+    """The weights of an attention layer as `references.projected` takes them, in float64.
+
+    Pairs of kernel and bias for its projections; all else by its name, in "more".
+    """
     parts = {
         "query": layer.query_dense,
-        "key": layer.key_dense,
         "value": layer.value_dense,
         "attention_output": layer.output_dense,
     }
-    pair = {
-        name: (part.kernel, np.float64(0) if part.bias is None else part.bias)
+    if not layer.shares_query_and_key:
+        parts["key"] = layer.key_dense
+    pairs = {
+        name: tuple(_exact(0.0 if x is None else x) for x in (part.kernel, part.bias))
         for name, part in parts.items()
     }
-    return {
-        name: tuple(np.asarray(keras.ops.convert_to_numpy(x), np.float64) for x in weights)
-        for name, weights in pair.items()
-    }
+    projections = {id(w) for part in parts.values() for w in part.weights}
+    more = {w.name: _exact(w) for w in layer.weights if id(w) not in projections}
+    return {**pairs, "more": more} if more else pairs
+
+
+def _exact(x):
+    return np.asarray(keras.ops.convert_to_numpy(x), np.float64)

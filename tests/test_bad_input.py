@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from variants import CASES, build
+from variants import CANNOT, CASES, CAUSAL, build
 
 from keras_cosattn import (
     CosFormerAttention,
@@ -39,14 +39,18 @@ LINEAR = [name for name in CASES if not name.startswith("Softmax")]
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_a_bad_call_is_refused(case, arguments, message):
+    if not {"query", "value", "key"}.isdisjoint(arguments) and "cross" in CANNOT[case]:
+        message = "cannot attend from queries to other values"
+    elif "segment_ids" in arguments and "packed" in CANNOT[case]:
+        message = f"{message}|cannot pack"
     with pytest.raises(ValueError, match=message):
-        build(case)(**{"query": X, "value": X, "use_causal_mask": True, **arguments})
+        build(case)(**{"query": X, "value": X, "use_causal_mask": case in CAUSAL, **arguments})
 
 
 @pytest.mark.parametrize("case", LINEAR)
 def test_a_full_mask_is_refused_with_the_layers_that_take_it(case):
     with pytest.raises(ValueError, match=r"cannot take .*\(2, 5, 5\).*SoftmaxAttention"):
-        build(case)(X, X, attention_mask=np.ones((2, 5, 5)), use_causal_mask=True)
+        build(case)(X, X, attention_mask=np.ones((2, 5, 5)), use_causal_mask=case in CAUSAL)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """What every attention layer promises, run over all of them."""
 
+import contextlib
 import itertools
+import re
 
 import keras
 import numpy as np
@@ -11,9 +13,13 @@ from references import How, projected
 from support import assert_close, compiled, gradients, layer_weights, pure
 from variants import (
     BIDIRECTIONAL,
+    CANNOT,
     CASES,
+    CAUSAL,
     CHUNKED,
+    CROSS,
     DIRECTIONS,
+    SPARSE,
     STREAMING,
     WIDTH,
     build,
@@ -21,25 +27,27 @@ from variants import (
     mask_of,
 )
 
-from keras_cosattn import Streaming
+from keras_cosattn import Streaming, scope
 
 EXACT = 1e-6  # the same sums, at most in another order
 LENGTHS = (5, 9, 13)
 SIDES = [("left", "left"), ("left", "right"), ("right", "left"), ("right", "right")]
 
 every_case = pytest.mark.parametrize("case", CASES)
+every_causal = pytest.mark.parametrize("case", CAUSAL)
 every_direction = pytest.mark.parametrize(("case", "causal"), DIRECTIONS)
 
 
-def streaming_model(layer):
-    x = keras.Input((None, WIDTH))
-    return keras.Model(x, layer(x, x, use_causal_mask=True))
+def model_of(layer, length=None):
+    """Causal if the layer can be."""
+    x = keras.Input((length, WIDTH))
+    return keras.Model(x, layer(x, x, use_causal_mask="causal" not in layer.cannot))
 
 
 @pytest.mark.parametrize("case", STREAMING)
 @pytest.mark.parametrize("pieces", [[13], [1] * 13, [4, 1, 7, 1], [12, 1]], ids=str)
 def test_whole_equals_pieces_equals_single_steps(case, pieces, rng):
-    model = streaming_model(build(case))
+    model = model_of(build(case))
     x = inputs(rng, 2, 13, WIDTH)
     stream = Streaming(model)
     _, state_after_all = stream(x, stream.initial_state(2))
@@ -80,7 +88,7 @@ def test_padding_equals_truncation(case, causal, side, rng):
         assert_close(np.asarray(one)[:, real], expected, EXACT)
 
 
-@every_direction
+@pytest.mark.parametrize(("case", "causal"), CROSS)
 @pytest.mark.parametrize("sides", SIDES, ids=str)
 def test_padding_equals_truncation_in_cross_attention(case, causal, sides, rng):
     layer = build(case, WIDTH, 9)
@@ -92,7 +100,7 @@ def test_padding_equals_truncation_in_cross_attention(case, causal, sides, rng):
         assert_close(padded[i : i + 1][:, q_mask[i]], expected, EXACT)
 
 
-@every_case
+@every_causal
 @pytest.mark.parametrize("jit", [False, True])
 def test_the_future_never_leaks(case, jit, rng):
     x, mask = inputs(rng, 2, 13, WIDTH), mask_of((12, 13), 13)
@@ -160,12 +168,30 @@ def test_implicit_masks_count(case, causal, rng):
     assert_close(model(x), expected, EXACT)
 
 
-@every_direction
+USES = {
+    "both ways": {},
+    "causal": {"use_causal_mask": True},
+    "cross": {"key": np.ones((1, 3, WIDTH), "float32")},
+    "packed": {"segment_ids": np.zeros((1, 3), "int32")},
+    "stream": {"use_causal_mask": True},
+}
+
+
+@pytest.mark.parametrize(("case", "use"), [(c, use) for c, uses in CANNOT.items() for use in uses])
+def test_what_a_layer_cannot_do_is_refused_with_the_reason(case, use, rng):
+    layer, x = build(case), inputs(rng, 1, 3, WIDTH)
+    causal = "both ways" in CANNOT[case] and use != "both ways"
+    call = {"use_causal_mask": causal, **USES[use]}
+    stream = scope.opened(scope.Stream()) if use == "stream" else contextlib.nullcontext()
+    reason = CANNOT[case]["causal" if use == "stream" and "causal" in CANNOT[case] else use]
+    with stream, pytest.raises(ValueError, match=f"cannot .*{re.escape(reason)}"):
+        layer(x, x, **call)
+
+
+@pytest.mark.parametrize(
+    ("case", "causal"), [d for d in DIRECTIONS if "packed" not in CANNOT[d[0]]]
+)
 def test_packed_equals_alone(case, causal, rng):
-    if case == "CosFormerAttention-paper":
-        with pytest.raises(ValueError, match="pack sequences"):
-            build(case)(*[inputs(rng, 1, 3, WIDTH)] * 2, segment_ids=np.zeros((1, 3), "int32"))
-        return
     layer, x = build(case), inputs(rng, 1, 30, WIDTH)
     lengths = [1, 12, 3, 14]
     ids = np.repeat([7, 2, 2 + 5, 2], lengths)[None]
@@ -203,20 +229,23 @@ def test_a_padding_mask_of_attention_shape_is_factored(case, causal, rng):
 
 @every_direction
 def test_symbolic_shapes_are_the_real_ones(case, causal, rng):
-    layer = build(case, WIDTH, 9, output_shape=8)
-    x, y = keras.Input((13, WIDTH)), keras.Input((17, 9))
-    symbolic = layer(x, y, use_causal_mask=causal, return_attention_scores=True)
-    real = layer(
-        inputs(rng, 2, 13, WIDTH), inputs(rng, 2, 17, 9), use_causal_mask=causal,
-        return_attention_scores=True,
-    )  # fmt: skip
+    cross = "cross" not in CANNOT[case]
+    layer = build(case, WIDTH, 9 if cross else WIDTH, output_shape=8)
+    pairs = []
+    for x, y in [
+        (keras.Input((13, WIDTH)), keras.Input((17, 9))),
+        (inputs(rng, 2, 13, WIDTH), inputs(rng, 2, 17, 9)),
+    ]:
+        value = y if cross else x
+        pairs.append(layer(x, value, use_causal_mask=causal, return_attention_scores=True))
+    symbolic, real = pairs
     assert [s.shape[1:] for s in symbolic] == [r.shape[1:] for r in real]
     assert symbolic[0].shape[0] is None
 
 
 @every_case
 def test_saves_and_loads(case, rng, tmp_path):
-    model = streaming_model(build(case, dropout=0.1, seed=3))
+    model = model_of(build(case, dropout=0.1, seed=3))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     x = inputs(rng, 2, 13, WIDTH)
@@ -242,9 +271,7 @@ def test_from_config_gives_the_same_layer(case):
 )
 def test_trains(case, jit, length, rng):
     keras.utils.set_random_seed(0)
-    x = keras.Input((length, WIDTH))
-    layer = build(case, dropout=0.1)
-    model = keras.Model(x, keras.layers.Dense(1)(layer(x, x, use_causal_mask=True)))
+    model = keras.Sequential([model_of(build(case, dropout=0.1), length), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit)
     data = inputs(rng, 8, 13, WIDTH)
     losses = model.fit(data, data[..., :1], epochs=8, verbose=0).history["loss"]
@@ -262,19 +289,21 @@ def test_half_precision_is_float32_to_its_precision(case, policy, length, rng):
     layer, x = build(case, bias_initializer=positive, **longer), inputs(rng, 2, length, WIDTH)
     half = build(case, dtype=policy, **longer)
     half.set_weights(layer.get_weights())
-    outputs = half(x, x, use_causal_mask=True)
+    causal = case in CAUSAL
+    outputs = half(x, x, use_causal_mask=causal)
     assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
     outputs = keras.ops.cast(outputs, "float32")
-    assert_close(outputs, layer(x, x, use_causal_mask=True), 4 * precision)
+    assert_close(outputs, layer(x, x, use_causal_mask=causal), 4 * precision)
 
 
 @every_case
 def test_lora_and_int8_reach_the_projections(case, rng):
     layer, x = build(case), inputs(rng, 2, 13, WIDTH)
-    before = layer(x, x, use_causal_mask=True)
+    causal = case in CAUSAL
+    before = layer(x, x, use_causal_mask=causal)
     layer.query_dense.enable_lora(2)
-    assert_close(layer(x, x, use_causal_mask=True), before, EXACT)
-    model = streaming_model(build(case))
+    assert_close(layer(x, x, use_causal_mask=causal), before, EXACT)
+    model = model_of(build(case))
     before = model(x)
     model.quantize("int8")
     assert_close(model(x), before, 0.1)  # int8 weights and activations in four projections
@@ -293,15 +322,17 @@ def test_any_shapes_and_masks_match_the_reference(case, causal, data):
         else None
         for n in (t, s)
     ]
-    layer = build(case, WIDTH, 9)
     x, y = inputs(rng, b, t, WIDTH), inputs(rng, b, s, 9)
+    if "cross" in CANNOT[case]:
+        y, masks = x, [masks[0], masks[0]]
+    layer = build(case, WIDTH, y.shape[-1])
     found = layer(x, y, query_mask=masks[0], value_mask=masks[1], use_causal_mask=causal)
     how = How(query_mask=masks[0], key_mask=masks[1], causal=causal)
     name, arguments = type(layer).__name__, CASES[case][1]
     assert_close(found, projected(name, layer_weights(layer), x, y, how=how, **arguments), 1e-5)
 
 
-@pytest.mark.parametrize("case", BIDIRECTIONAL)
+@pytest.mark.parametrize("case", sorted(set(BIDIRECTIONAL) - SPARSE))
 def test_every_key_matters_in_both_directions(case, rng):
     layer, x = build(case), inputs(rng, 1, 13, WIDTH)
     (slope,) = gradients(lambda x: keras.ops.sum(layer(x, x)[:, 6] ** 2), x)

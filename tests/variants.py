@@ -28,24 +28,41 @@ CASES = {
     for cls in VARIANTS
     for label, arguments in OPTIONS.get(cls.__name__, {"default": {}}).items()
 }
-WHOLE_ONLY = {"CosFormerAttention-paper"}  # M changes with every call
-CAUSAL_ONLY = {"CosFormerAttention-endless"}  # a horizon looks back
+HEADS, SHARED, KEY_DIM, VALUE_DIM, WIDTH = 6, 3, 5, 7, 11
+SIZES = {"num_key_value_heads": SHARED, "value_dim": VALUE_DIM, "bias_initializer": "normal"}
+
+
+def make(case, **more):
+    """A layer of a case, with sizes that all differ and biases that are not zero."""
+    cls, arguments = CASES[case]
+    return cls(HEADS, KEY_DIM, **{**SIZES, **arguments, **more})
+
+
+CANNOT = {name: make(name).cannot for name in CASES}
+
+
+def that_can(*uses):
+    """The cases that refuse none of the uses."""
+    return [name for name in CASES if not set(uses) & set(CANNOT[name])]
+
 
 CHUNKED = [
     name for name, (cls, _) in CASES.items() if "chunk_size" in inspect.signature(cls).parameters
 ]
-STREAMING = [name for name in CASES if name not in WHOLE_ONLY]
-BIDIRECTIONAL = [name for name in CASES if name not in CAUSAL_ONLY]
-DIRECTIONS = [(name, True) for name in CASES] + [(name, False) for name in BIDIRECTIONAL]
-
-HEADS, SHARED, KEY_DIM, VALUE_DIM, WIDTH = 6, 3, 5, 7, 11
+CAUSAL = that_can("causal")
+STREAMING = that_can("causal", "stream")
+BIDIRECTIONAL = that_can("both ways")
+DIRECTIONS = [(name, True) for name in CAUSAL] + [(name, False) for name in BIDIRECTIONAL]
+CROSS = [(name, causal) for name, causal in DIRECTIONS if "cross" not in CANNOT[name]]
+SPARSE = set()
+"""Cases in which a step may see few of the others, even of a short sequence."""
+PLAIN = {"SoftmaxAttention", "LinearAttention", "CosFormerAttention"}
+"""Variants whose weights are those of `keras.layers.MultiHeadAttention`."""
 
 
 def build(case, query_width=WIDTH, value_width=WIDTH, **more):
-    """A built layer of a case, with sizes that all differ and biases that are not zero."""
-    cls, arguments = CASES[case]
-    sizes = {"num_key_value_heads": SHARED, "value_dim": VALUE_DIM, "bias_initializer": "normal"}
-    layer = cls(HEADS, KEY_DIM, **{**sizes, **arguments, **more})
+    """The layer of `make`, built."""
+    layer = make(case, **more)
     layer.build((None, None, query_width), (None, None, value_width))
     return layer
 

@@ -23,7 +23,8 @@ class Attention(keras.layers.Layer):
     """Base of the attention layers: a drop-in for `keras.layers.MultiHeadAttention`.
 
     `(b, t, m)` queries and `(b, s, m')` values are projected to heads, mixed by the variant, and
-    projected back to `(b, t, m)`. A variant fills in `_attend` and `_attend_in_stream`.
+    projected back to `(b, t, m)`. A variant fills in `_mix` and `_attend_in_stream`, and says in
+    `cannot` what it cannot do.
 
     Args:
         num_heads: h.
@@ -31,6 +32,8 @@ class Attention(keras.layers.Layer):
         value_dim: e, the size of a value head; None is d.
         num_key_value_heads: heads of keys and values, each shared by a group of query heads;
             None is h. Ainslie et al., 2023.
+        position: how far apart two steps are, for the variants that can use it: one of the
+            objects of `keras_cosattn.positions`.
         dropout: rate, while training.
         use_bias: give the projections a bias.
         output_shape: size of the output's last axis; None is that of the query.
@@ -48,7 +51,8 @@ class Attention(keras.layers.Layer):
             count the real steps only.
         attention_mask: `(b, 1, s)`, a padding mask; `SoftmaxAttention` takes any that
             broadcasts to `(b, h, t, s)`.
-        return_attention_scores: also return the weights `(b, h, t, s)`, in O(t s) time and memory.
+        return_attention_scores: also return the weights `(b, h, t, s)` with which the values are
+            mixed, in O(t s) memory and the time of mixing values of size s.
         training: apply dropout.
         use_causal_mask: query t sees keys s <= t, both counted from the start.
         segment_ids: `(b, t)`, for packed sequences in self-attention: a step sees only its own
@@ -56,9 +60,16 @@ class Attention(keras.layers.Layer):
 
     A row with nothing to attend to is zero before the output projection. Inside a stream
     (`Streaming`) the layer goes on from its state; that needs `use_causal_mask=True`.
+
+    Attributes:
+        cannot: dict of the uses that the layer refuses, each with its reason: "both ways" (without
+            `use_causal_mask`), "causal", "cross" (queries other than the values), "packed"
+            (`segment_ids`), "stream".
     """
 
     accepts_attention_mask = False
+    accepts_positions = ()  # of the kinds "encoding" and "bias"
+    shares_query_and_key = False  # one projection, named `query`, makes both
 
     def __init__(
         self,
@@ -69,6 +80,7 @@ class Attention(keras.layers.Layer):
         dropout=0.0,
         use_bias=True,
         output_shape=None,
+        position=None,
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
         kernel_regularizer=None,
@@ -91,6 +103,7 @@ class Attention(keras.layers.Layer):
         self.dropout = dropout
         self.use_bias = use_bias
         self.output_size = output_shape
+        self.position = self._check_position(position)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -106,7 +119,8 @@ class Attention(keras.layers.Layer):
         self._check_inputs(query_shape, value_shape, key_shape)
         shared = self.num_key_value_heads
         self.query_dense = self._heads("query", query_shape, self.num_heads, self.key_dim)
-        self.key_dense = self._heads("key", key_shape, shared, self.key_dim)
+        if not self.shares_query_and_key:
+            self.key_dense = self._heads("key", key_shape, shared, self.key_dim)
         self.value_dense = self._heads("value", value_shape, shared, self.value_dim)
         self.output_dense = keras.layers.EinsumDense(
             "bthe,hem->btm",
@@ -116,8 +130,18 @@ class Attention(keras.layers.Layer):
             **self._projection_options(),
         )
         self.output_dense.build((*query_shape[:2], self.num_heads, self.value_dim))
+        if self.position is not None:
+            self.position.build((*query_shape[:2], self.num_heads, self.key_dim))
+
+    @property
+    def cannot(self):
+        """What the layer refuses: use -> reason."""
+        return {}
 
     def __call__(self, query, value, *args, **kwargs):
+        key = args[0] if args else kwargs.get("key")
+        if query is not value or (key is not None and key is not value):
+            self._refuse("cross")
         # Keras converts each argument by itself: `call` may not see that two were the same.
         names = ("query_mask", "value_mask", "attention_mask")
         found = _one_mask(query, value, *map(kwargs.get, names))
@@ -143,15 +167,15 @@ class Attention(keras.layers.Layer):
         how = self._read_masks(
             query, value, query_mask, value_mask, key_mask, attention_mask, segment_ids
         )._replace(causal=use_causal_mask)
-        q, k, v = self.query_dense(query), self.key_dense(key), self.value_dense(value)
         stream = scope.current()
+        self._check_use(how, stream, return_attention_scores)
+        q, k, v = self._project(query, key, value)
         if stream is None:
             mixed, weights = self._attend(q, k, v, how, training, return_attention_scores)
         else:
-            self._check_stream(how, return_attention_scores)
             mask = how.key if how.query is how.key else masks.both(how.query, how.key)
             mask = masks.both(stream.mask, mask)
-            mixed, weights = self._attend_in_stream(q, k, v, mask, stream), None
+            mixed, weights = self._attend_in_stream(q, k, v, mask, stream, training), None
         if how.query is not None:
             mixed = ops.where(_rows(how.query), mixed, ops.zeros_like(mixed))
         outputs = self.output_dense(ops.cast(mixed, self.compute_dtype))
@@ -183,6 +207,7 @@ class Attention(keras.layers.Layer):
             "dropout": self.dropout,
             "use_bias": self.use_bias,
             "output_shape": self.output_size,
+            "position": keras.saving.serialize_keras_object(self.position),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
@@ -223,13 +248,39 @@ class Attention(keras.layers.Layer):
             key_mask = query_mask  # one object: the layers below need not align the two
         return Masks(query_mask, key_mask, segment_ids, attention_mask)
 
-    def _attend(self, q, k, v, masks, training, return_weights):
-        """Mix v over the whole sequence: `(b, t, h, e)` and, if asked for, `(b, h, t, s)`."""
-        raise NotImplementedError(f"{type(self).__name__} must fill in `_attend`.")
+    def _project(self, query, key, value):
+        """What `_attend` takes: q `(b, t, h, d)`, k `(b, s, hk, d)`, v `(b, s, hk, e)`."""
+        q = self.query_dense(query)
+        k = q if self.shares_query_and_key else self.key_dense(key)
+        return q, k, self.value_dense(value)
 
-    def _attend_in_stream(self, q, k, v, mask, stream):
+    def _attend(self, q, k, v, how, training, return_weights):
+        """Mix v over the whole sequence: `(b, t, h, e)` and, if asked for, `(b, h, t, s)`."""
+        mixed = self._mix(q, k, v, how, training)
+        if not return_weights:
+            return mixed, None
+        b, s, heads, _ = ops.shape(v)
+        each = ops.broadcast_to(ops.reshape(ops.eye(s), (1, s, 1, s)), (b, s, heads, s))
+        return mixed, ops.transpose(self._mix(q, k, each, how, False), (0, 2, 1, 3))
+
+    def _mix(self, q, k, v, how, training):
+        """Mix v over the whole sequence, `(b, t, h, e)`. Linear in v, whose e may be any."""
+        raise NotImplementedError(f"{type(self).__name__} must fill in `_mix`.")
+
+    def _attend_in_stream(self, q, k, v, mask, stream, training):
         """Mix v over the past that the stream holds and these steps: `(b, t, h, e)`."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_attend_in_stream`.")
+
+    def _drop(self, training):
+        """The dropout of weights, as a function."""
+        return lambda weights: self.dropout_layer(weights, training=training)
+
+    def _place(self, q, k, q_positions, k_positions):
+        """The queries and keys with their positions `(b or 1, t)` and `(b or 1, s)` in, and a bias."""
+        if self.position is None:
+            return q, k, None
+        bias = self.position.bias(q, q_positions, k_positions)
+        return *self.position.encode(q, k, q_positions, k_positions), bias
 
     def _heads(self, name, shape, heads, size):
         dense = keras.layers.EinsumDense(
@@ -310,7 +361,12 @@ class Attention(keras.layers.Layer):
                 f"Received: {name}.shape={tuple(mask.shape)}"
             )
 
-    def _check_stream(self, how, return_attention_scores):
+    def _check_use(self, how, stream, return_attention_scores):
+        self._refuse("causal" if how.causal else "both ways")
+        if how.segments is not None:
+            self._refuse("packed")
+        if stream is None:
+            return
         reasons = {
             "it looks ahead: it is called without `use_causal_mask=True`": not how.causal,
             "`attention_mask` would have to cover the past": how.attention is not None,
@@ -320,6 +376,33 @@ class Attention(keras.layers.Layer):
         for reason, holds in reasons.items():
             if holds:
                 raise ValueError(f"{self.path} ({type(self).__name__}) cannot stream: {reason}.")
+        self._refuse("stream")
+
+    def _refuse(self, use):
+        if use in self.cannot:
+            what = {
+                "both ways": "look both ways (without `use_causal_mask=True`)",
+                "causal": "be causal (`use_causal_mask=True`)",
+                "cross": "attend from queries to other values",
+                "packed": "pack sequences (`segment_ids`)",
+                "stream": "stream",
+            }[use]
+            raise ValueError(
+                f"{self.path} ({type(self).__name__}) cannot {what}: {self.cannot[use]}"
+            )
+
+    def _check_position(self, position):
+        if isinstance(position, dict):
+            position = keras.saving.deserialize_keras_object(position)
+        if position is None or getattr(position, "kind", None) in self.accepts_positions:
+            return position
+        if not self.accepts_positions:
+            can = "None: this layer has no scores or features that it could change"
+        else:
+            can = f"an object of keras_cosattn.positions of kind {self.accepts_positions}"
+        raise ValueError(
+            f"{type(self).__name__}: `position` must be {can}. Received: position={position!r}"
+        )
 
 
 def positive(name, value):
@@ -327,6 +410,32 @@ def positive(name, value):
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")
     return value
+
+
+def real_steps_first(q, k, v, how):
+    """The call with padding moved behind, so that index is position; and what puts it back.
+
+    Returns q, k, v, how, and the order for `masks.take_steps` that restores the queries' steps,
+    or None.
+    """
+    restore = None
+    if how.query is not None and how.query is how.key:
+        order, restore = masks.real_first(how.query)
+        q, k, v = (masks.take_steps(x, order) for x in (q, k, v))
+        mask = masks.take_steps(how.query, order)
+        how = how._replace(query=mask, key=mask)
+        if how.segments is not None:
+            how = how._replace(segments=masks.take_steps(how.segments, order))
+        return q, k, v, how, restore
+    if how.key is not None:
+        order, _ = masks.real_first(how.key)
+        k, v = masks.take_steps(k, order), masks.take_steps(v, order)
+        how = how._replace(key=masks.take_steps(how.key, order))
+    if how.query is not None:
+        order, restore = masks.real_first(how.query)
+        q = masks.take_steps(q, order)
+        how = how._replace(query=masks.take_steps(how.query, order))
+    return q, k, v, how, restore
 
 
 def _compatible(n, other):

@@ -60,8 +60,21 @@ class CosFormerAttention(SumsAttention):
         self.chunk_size = positive("chunk_size", chunk_size)
         self.limit = max_length
 
+    @property
+    def cannot(self):
+        """What the layer refuses: use -> reason."""
+        if self.horizon is not None:
+            return {"both ways": "`horizon` is for causal input without end. Call it with "
+                    "`use_causal_mask=True`, or build it with `max_length`."}  # fmt: skip
+        if self.max_length is not None:
+            return {}
+        changes = (
+            "without `max_length` or `horizon` the cosine's length changes with every call. "
+            "Build it with one of them."
+        )
+        return {"packed": changes, "stream": changes}
+
     def _sums(self, q, k, v, how, state):
-        self._check(how, streams=state is not None)
         options = {
             "max_length": self.max_length,
             "query_mask": how.query,
@@ -74,7 +87,6 @@ class CosFormerAttention(SumsAttention):
         return cosine_attention(q, k, v, **options), None
 
     def _weights(self, q, k, how):
-        self._check(how)
         return cosine_weights(
             q,
             k,
@@ -85,23 +97,6 @@ class CosFormerAttention(SumsAttention):
             mask=how.key,
             segment_ids=how.segments,
         )
-
-    def _check(self, how, streams=False):
-        if self.horizon is not None and not how.causal:
-            raise ValueError(
-                f"{self.path}: `horizon` is for causal input without end; call the layer with "
-                "`use_causal_mask=True`, or build it with `max_length` to look both ways."
-            )
-        if (
-            self.horizon is None
-            and self.max_length is None
-            and (streams or how.segments is not None)
-        ):
-            what = "stream" if streams else "pack sequences (`segment_ids`)"
-            raise ValueError(
-                f"{self.path}: without `max_length` or `horizon` the cosine's length changes with "
-                f"every call, so the layer cannot {what}. Build it with one of them."
-            )
 
     def _state_spec(self):
         sums = (self.num_key_value_heads, 2 * self.key_dim, self.value_dim + 1), "float32"

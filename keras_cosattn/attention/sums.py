@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, Masks
+from keras_cosattn.attention.base import Attention, Masks, real_steps_first
 from keras_cosattn.ops import masks
 
 
@@ -31,29 +31,14 @@ class SumsAttention(Attention):
         weights = self._weights(q, k, how) if return_weights else None
         restore = None
         if how.causal and how.query is not how.key:
-            q, k, v, how, restore = _align(q, k, v, how)
+            q, k, v, how, restore = real_steps_first(q, k, v, how)
         mixed, _ = self._sums(q, k, v, how, None)
         if restore is not None:
             mixed = masks.take_steps(mixed, restore)
         return self.dropout_layer(mixed, training=training), weights
 
-    def _attend_in_stream(self, q, k, v, mask, stream):
+    def _attend_in_stream(self, q, k, v, mask, stream, training):
         slot, state = stream.read(self, ops.shape(q)[0], limit=self.limit, **self._state_spec())
         mixed, state = self._sums(q, k, v, Masks(query=mask, key=mask, causal=True), state)
         stream.write(slot, state)
-        return mixed
-
-
-def _align(q, k, v, how):
-    """Causal cross-attention with masks: move padding behind, so that index is position."""
-    restore = None
-    if how.key is not None:
-        k, _ = masks.real_first(k, how.key)
-        v, _ = masks.real_first(v, how.key)
-        key_mask, _ = masks.real_first(how.key, how.key)
-        how = how._replace(key=key_mask)
-    if how.query is not None:
-        q, restore = masks.real_first(q, how.query)
-        query_mask, _ = masks.real_first(how.query, how.query)
-        how = how._replace(query=query_mask)
-    return q, k, v, how, restore
+        return self.dropout_layer(mixed, training=training)

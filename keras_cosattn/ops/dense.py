@@ -40,6 +40,7 @@ def softmax_attention(
     mask=None,
     segment_ids=None,
     attention_mask=None,
+    bias=None,
     dropout=None,
 ):
     """Softmax attention: `out_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s`.
@@ -51,6 +52,7 @@ def softmax_attention(
         query_mask, mask: `(b, t)` and `(b, s)`, True where a query or key takes part.
         segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only.
         attention_mask: anything that broadcasts to `(b, h, t, s)`; rank 3 is `(b, t, s)`.
+        bias: added to the scores, after they are scaled; broadcastable to `(b, h, t, s)`.
         dropout: function applied to the weights before they mix v.
 
     Returns:
@@ -68,12 +70,15 @@ def softmax_attention(
         causal=causal,
         attention_mask=attention_mask,
     )
-    return attend(q, arrays.zero_masked(k, mask), arrays.zero_masked(v, mask), allowed, dropout)
+    k, v = arrays.zero_masked(k, mask), arrays.zero_masked(v, mask)
+    return attend(q, k, v, allowed, dropout, bias)
 
 
-def attend(q, k, v, allowed=None, dropout=None):
+def attend(q, k, v, allowed=None, dropout=None, bias=None):
     """As `softmax_attention`, with the mask `allowed` given, broadcastable to `(b, h, t, s)`."""
     logits = scores(q, k) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        logits = logits + bias
     if allowed is None:
         weights = ops.softmax(logits)
     else:

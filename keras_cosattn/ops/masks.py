@@ -64,11 +64,23 @@ def _before_segment(count, mask, segments):
     return ops.take_along_axis(firsts, segments, axis=1)
 
 
-def real_first(x, mask):
-    """`x (b, t, ...)` with its real steps moved to the front, and the index that undoes it."""
+def real_first(mask):
+    """The order of steps `(b, t)` that puts the real ones first, and the order that undoes it."""
     index = ops.arange(ops.shape(mask)[1], dtype="int32")
     order = ops.argsort(ops.where(mask, index, index + ops.shape(mask)[1]), axis=1)
-    return take_steps(x, order), ops.argsort(order, axis=1)
+    return order, ops.argsort(order, axis=1)
+
+
+def last_real(x, mask, length):
+    """The last `length` of steps `x (b, n + t, ...)`: n that count, then those real in `mask`.
+
+    `mask (b, t)` has its real steps first; None is all of them.
+    """
+    if mask is None:
+        return x[:, ops.shape(x)[1] - length :]
+    n = ops.shape(x)[1] - ops.shape(mask)[1]
+    real = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
+    return take_steps(x, n - length + real + ops.arange(length, dtype="int32"))
 
 
 def take_steps(x, order):

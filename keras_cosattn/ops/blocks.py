@@ -1,0 +1,183 @@
+"""Softmax attention in blocks: each block of queries against the few blocks of keys around it.
+
+What a query may see inside that reach is told by a function of numbers known of each step (its
+index, its segment, its bucket), so windows, segments and sorted buckets are one algorithm. No
+loop: blocks are a batch axis, the graph is the same for every length.
+
+Shapes: n blocks of C steps, z = b * n; S = (before + 1 + after) C keys for each block.
+"""
+
+from keras import ops
+
+from keras_cosattn.ops import arrays, dense, masks
+
+
+def attend_in_blocks(
+    q, k, v, q_steps, k_steps, sees, *, size, before=0, after=0, place=None, dropout=None
+):
+    """Each query attends, among the keys of its reach, to those that `sees` allows.
+
+    The keys begin `before * size` steps earlier than the queries: query i stands where key
+    `before * size + i` does. (What is not there is False in `sees`, as are steps past the end,
+    where all numbers are zero.)
+
+    Args:
+        q: `(b, t, h, d)`; h a multiple of the key heads.
+        k, v: `(b, before * size + s, hk, d)` and `(.., e)`, any s; must be finite.
+        q_steps, k_steps: dicts of numbers of each step, `(b, t)` and `(b, before * size + s)`;
+            both have `"position"` if `place` is given.
+        sees: function of the two dicts, whose values are then `(z, C, 1)` and `(z, 1, S)`, to the
+            bool `(z, C, S)`.
+        size: C.
+        before, after: how many blocks the reach goes back and forth.
+        place: function `(q, k, query_positions, key_positions) -> (q, k, bias)` for blocks.
+        dropout: function applied to the weights `(z, h, C, S)`.
+
+    Returns `(b, t, h, e)`; a query that sees nothing gives zero.
+    O(t (before + 1 + after) C (d + e)) time, O(t (before + 1 + after) C) memory per head.
+    """
+    b, t = ops.shape(q)[:2]
+    if isinstance(t, int) and t <= size:
+        n, size_q, reach = 1, t, before * size + t + after * size
+    else:
+        n, size_q, reach = -(-t // size), size, None
+
+    def queries(x):
+        return ops.reshape(arrays.pad_end(x, n * size_q - t), (-1, size_q, *x.shape[2:]))
+
+    def keys(x):
+        if reach is not None:
+            return arrays.fit_length(x, reach)
+        return _reach(arrays.fit_length(x, (n + before + after) * size), n, size, before, after)
+
+    q, k, v = queries(q), keys(k), keys(v)
+    q_steps = {name: queries(x) for name, x in q_steps.items()}
+    k_steps = {name: keys(x) for name, x in k_steps.items()}
+    bias = None
+    if place is not None:
+        q, k, bias = place(q, k, q_steps["position"], k_steps["position"])
+    allowed = sees(
+        {name: ops.expand_dims(x, 2) for name, x in q_steps.items()},
+        {name: ops.expand_dims(x, 1) for name, x in k_steps.items()},
+    )
+    mixed, _ = dense.attend(q, k, v, ops.expand_dims(allowed, 1), dropout, bias)
+    return ops.reshape(mixed, (b, -1, *mixed.shape[2:]))[:, :t]
+
+
+def _reach(x, n, size, before, after):
+    """`(b, (n + before + after) C, ...)` as the keys of each of n blocks, `(z, S, ...)`."""
+    width = size
+    for axis in x.shape[2:]:
+        width *= axis
+    blocks = ops.reshape(x, (-1, n + before + after, width))
+    parts = [blocks[:, j : j + n] for j in range(before + 1 + after)]
+    joined = parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=2)
+    return ops.reshape(joined, (-1, (before + 1 + after) * size, *x.shape[2:]))
+
+
+def window_attention(
+    q,
+    k,
+    v,
+    *,
+    size,
+    look_back=0,
+    look_ahead=0,
+    causal=False,
+    mask=None,
+    segments=None,
+    state=None,
+    place=None,
+    dropout=None,
+):
+    """Attention inside segments of C steps and `look_back` steps before, `look_ahead` after each.
+
+    Step t, in the segment that begins at `start_t = C floor(t / C)`, sees the steps s with
+    `start_t - look_back <= s < start_t + C + look_ahead`, and if `causal` `s <= t`. Queries and
+    keys count their positions from the same start; their real steps come first.
+
+    Args:
+        q, k, v: `(b, t, h, d)`, `(b, s, hk, d)`, `(b, s, hk, e)`.
+        size: C.
+        look_back, look_ahead: in steps; the latter is not used if `causal`.
+        causal: let query t see keys s <= t.
+        mask: `(b, s)`, the real keys.
+        segments: `(b, t)`, t = s, from `masks.segment_numbers`: a step sees its own number only,
+            and positions count from its first step.
+        state: what an earlier call returned, for `causal` self-attention without `segments`.
+        place, dropout: as `attend_in_blocks`.
+
+    Returns:
+        `(b, t, h, e)` and the new state (None without one): the last steps that can still be
+        seen, `{"key", "value": (b, window_length(size, look_back), hk, d or e), "position": (b,)}`.
+
+    O(t (C + look_back + look_ahead) (d + e)) time and O(t (C + look_back + look_ahead)) memory
+    per head; the state is O((C + look_back) (d + e)).
+    """
+    b, t = ops.shape(q)[:2]
+    s = ops.shape(k)[1]
+    aligned = state is None and segments is None
+    k, v = arrays.zero_masked(k, mask), arrays.zero_masked(v, mask)
+    slack = 0 if aligned else size - 1
+    before = -(-(look_back + slack) // size)
+    after = 0 if causal else -(-(look_ahead + slack) // size)
+    position = masks.positions(t, None, segments)
+    if state is not None:
+        position = position + ops.expand_dims(state["position"], 1)
+    position = ops.broadcast_to(position, (b, t))
+    index = ops.broadcast_to(ops.expand_dims(ops.arange(t, dtype="int32"), 0), (b, t))
+    q_steps = {"index": index, "position": position, "start": index - position % size}
+    real = ops.ones((b, s), "bool") if mask is None else mask
+    k_position = _steps(b, s) if aligned else position
+    k_steps = {"index": _steps(b, s), "position": k_position, "real": real}
+    if segments is not None:
+        q_steps["segment"] = k_steps["segment"] = segments
+    k_steps, k, v = _after_history(k_steps, k, v, state, before * size)
+
+    def sees(q, k):
+        seen = ops.logical_and(k["real"], k["index"] >= q["start"] - look_back)
+        last = q["index"] if causal else q["start"] + (size + look_ahead - 1)
+        seen = ops.logical_and(seen, k["index"] <= last)
+        return seen if segments is None else ops.logical_and(seen, q["segment"] == k["segment"])
+
+    mixed = attend_in_blocks(
+        q, k, v, q_steps, k_steps, sees,
+        size=size, before=before, after=after, place=place, dropout=dropout,
+    )  # fmt: skip
+    if state is None:
+        return mixed, None
+    length = before * size
+    return mixed, {
+        "key": masks.last_real(k, mask, length),
+        "value": masks.last_real(v, mask, length),
+        "position": state["position"] + ops.sum(ops.cast(real, "int32"), axis=1),
+    }
+
+
+def window_length(size, look_back):
+    """How many steps the state of `window_attention` holds: the next step can see no more."""
+    return -(-(look_back + size - 1) // size) * size
+
+
+def _steps(b, s):
+    return ops.broadcast_to(ops.expand_dims(ops.arange(s, dtype="int32"), 0), (b, s))
+
+
+def _after_history(steps, k, v, state, length):
+    """Keys, values and their numbers behind the `length` steps that came before."""
+    if length == 0:
+        return steps, k, v
+    b = ops.shape(k)[0]
+    behind = _steps(b, length) - length  # -length .. -1
+    if state is None:
+        keys, values = arrays.zeros_in_time(k, length), arrays.zeros_in_time(v, length)
+        known, count = ops.zeros((b, length), "bool"), 0
+    else:
+        keys, values = ops.cast(state["key"], k.dtype), ops.cast(state["value"], v.dtype)
+        count = ops.expand_dims(state["position"], 1)
+        known = behind + count >= 0
+    before = {"index": behind, "position": ops.maximum(behind + count, 0), "real": known}
+    if "segment" in steps:
+        before["segment"] = ops.full((b, length), -1, "int32")
+    steps = {name: ops.concatenate([before[name], x], axis=1) for name, x in steps.items()}
+    return steps, ops.concatenate([keys, k], axis=1), ops.concatenate([values, v], axis=1)
