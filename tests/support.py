@@ -124,11 +124,19 @@ def random_segments(rng, b, length):
     return (np.cumsum(rng.random((b, length)) < 4 / length, axis=1) % 3).astype("int32")
 
 
-def layer_weights(layer):
+def layer_weights(layer, trainable=None):
     """The weights of an attention layer as `references.projected` takes them, in float64.
 
-    Pairs of kernel and bias for its projections; all else by its name, in "more".
+    Pairs of kernel and bias for its projections; all else by its name, in "more". `trainable` are
+    arrays to take in place of the layer's trainable variables.
     """
+    own = [] if trainable is None else layer.trainable_variables
+    given = {id(w): x for w, x in zip(own, trainable or (), strict=True)}
+
+    def exact(x):
+        x = given.get(id(x), x)
+        return np.asarray(keras.ops.convert_to_numpy(x), np.float64)
+
     parts = {
         "query": layer.query_dense,
         "value": layer.value_dense,
@@ -137,13 +145,9 @@ def layer_weights(layer):
     if not layer.shares_query_and_key:
         parts["key"] = layer.key_dense
     pairs = {
-        name: tuple(_exact(0.0 if x is None else x) for x in (part.kernel, part.bias))
+        name: (exact(part.kernel), exact(np.zeros(()) if part.bias is None else part.bias))
         for name, part in parts.items()
     }
     projections = {id(w) for part in parts.values() for w in part.weights}
-    more = {w.name: _exact(w) for w in layer.weights if id(w) not in projections}
+    more = {w.name: exact(w) for w in layer.weights if id(w) not in projections}
     return {**pairs, "more": more} if more else pairs
-
-
-def _exact(x):
-    return np.asarray(keras.ops.convert_to_numpy(x), np.float64)

@@ -276,7 +276,7 @@ class Attention(keras.layers.Layer):
         return lambda weights: self.dropout_layer(weights, training=training)
 
     def _place(self, q, k, q_positions, k_positions):
-        """The queries and keys with their positions `(b or 1, t)` and `(b or 1, s)` in, and a bias."""
+        """Queries and keys with their positions `(b or 1, t)`, `(b or 1, s)` in them; the bias."""
         if self.position is None:
             return q, k, None
         bias = self.position.bias(q, q_positions, k_positions)
