@@ -425,7 +425,9 @@ def real_steps_first(q, k, v, how):
         mask = masks.take_steps(how.query, order)
         how = how._replace(query=mask, key=mask)
         if how.segments is not None:
-            how = how._replace(segments=masks.take_steps(how.segments, order))
+            # Numbers: two runs of one id may come to stand side by side.
+            segments = masks.take_steps(masks.segment_numbers(how.segments), order)
+            how = how._replace(segments=segments)
         return q, k, v, how, restore
     if how.key is not None:
         order, _ = masks.real_first(how.key)

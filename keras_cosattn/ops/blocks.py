@@ -38,7 +38,8 @@ def attend_in_blocks(
     """
     b, t = ops.shape(q)[:2]
     if isinstance(t, int) and t <= size:
-        n, size_q, reach = 1, t, before * size + t + after * size
+        n, size_q, reach = 1, t, (before + 1 + after) * size
+        reach = min(reach, k.shape[1] or reach)
     else:
         n, size_q, reach = -(-t // size), size, None
 
