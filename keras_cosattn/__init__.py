@@ -4,25 +4,40 @@ from keras_cosattn.attention import (
     Attention,
     CosFormerAttention,
     LinearAttention,
+    RecurrentMemoryAttention,
     SoftmaxAttention,
 )
 from keras_cosattn.blocks import TransformerDecoder, TransformerEncoder
-from keras_cosattn.positions import PositionEmbedding
+from keras_cosattn.positions import (
+    ALiBi,
+    Position,
+    PositionEmbedding,
+    Rotary,
+    Shaw,
+    Sinusoidal,
+    T5Bias,
+    TransformerXL,
+    XPos,
+)
 from keras_cosattn.streaming import Streaming
 from keras_cosattn.temporal import CausalConv1D, CausalDepthwiseConv1D, RunningMean
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ALiBi",
     "Attention",
     "CausalConv1D",
     "CausalDepthwiseConv1D",
     "CosFormerAttention",
     "LinearAttention",
     "PositionEmbedding",
+    "RecurrentMemoryAttention",
     "RunningMean",
     "SoftmaxAttention",
     "Streaming",
     "TransformerDecoder",
     "TransformerEncoder",
+    "TransformerXL",
+    "XPos",
 ]

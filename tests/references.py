@@ -184,10 +184,27 @@ def _pull_back_cosformer(d_weights, q, k, how, max_length=None, horizon=None, **
     return d_q * (q > 0), d_k * (k > 0)
 
 
+def recurrent_memory_weights(
+    q, k, how=EVERYTHING, segment_length=64, memory_length=64, still_k=None, **_
+):
+    """Softmax over `start_t - m <= s <= t`, start_t being where the segment of t begins.
+
+    Dai et al., 2019, section 3.2. `still_k` stands for the keys before `start_t`.
+    """
+    query, key = _both_positions(q.shape[1], k.shape[1], how)
+    start = query // segment_length * segment_length
+    sees = allowed(q.shape[1], k.shape[1], how) & (key >= start - memory_length)
+    logits = np.where(key >= start, inner(q, k), inner(q, k if still_k is None else still_k))
+    logits = np.where(sees, logits / np.sqrt(q.shape[3]), -np.inf)
+    largest = np.max(logits, axis=-1, keepdims=True)
+    return np.exp(logits - np.where(np.isfinite(largest), largest, 0))
+
+
 REFERENCES = {
     "SoftmaxAttention": softmax_weights,
     "LinearAttention": linear_weights,
     "CosFormerAttention": cosformer_weights,
+    "RecurrentMemoryAttention": recurrent_memory_weights,
 }
 
 PULL_BACKS = {
@@ -316,3 +333,130 @@ def running_mean(x, mask=None):
 def position_embedding(x, embeddings, mask=None):
     """`x_t + e_p`, p the number of real steps before t; to be read at real steps only."""
     return np.asarray(x, np.float64) + embeddings[positions(x.shape[1], mask)]
+
+
+# Positions: the scaled scores of softmax attention with each, pair by pair.
+
+
+def _sinusoid(position, size, base=10_000.0):
+    """`[sin p w_0, cos p w_0, sin p w_1, ...]`, `w_i = base^(-2i/size)`. Vaswani et al., 2017."""
+    return np.array(
+        [
+            (np.cos if i % 2 else np.sin)(position * base ** (-2 * (i // 2) / size))
+            for i in range(size)
+        ]
+    )
+
+
+def _rotation(position, size, base=10_000.0):
+    """The block-diagonal matrix R of a position. Su et al., 2021, eq. 15."""
+    matrix = np.eye(size)
+    for i in range(size // 2):
+        angle = position * base ** (-2 * i / (size - size % 2))
+        c, s = np.cos(angle), np.sin(angle)
+        matrix[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = [[c, -s], [s, c]]
+    return matrix
+
+
+def _rotary_score(q, k, i, j, head, heads, w, base=10_000.0):
+    return (_rotation(i, len(q), base) @ q) @ (_rotation(j, len(q), base) @ k)
+
+
+def _xpos_score(q, k, i, j, head, heads, w, base=10_000.0, scale_base=512.0, gamma=0.4):
+    size = len(q)
+    fade = np.array([(n // 2 * 2 / size + gamma) / (1 + gamma) for n in range(size)])
+    turned = _rotation(i, size, base) @ q, _rotation(j, size, base) @ k
+    return np.sum(fade ** ((i - j) / scale_base) * turned[0] * turned[1])
+
+
+def _sinusoidal_score(q, k, i, j, head, heads, w, base=10_000.0):
+    return (q + _sinusoid(i, len(q), base)) @ (k + _sinusoid(j, len(q), base))
+
+
+def alibi_slopes(heads):
+    """Press et al., 2022, section 3; of no power of two, as the paper's published code."""
+    if heads & (heads - 1) == 0:
+        start = 2 ** (-8 / heads)
+        return [start ** (n + 1) for n in range(heads)]
+    below = 2 ** int(np.floor(np.log2(heads)))
+    return alibi_slopes(below) + alibi_slopes(2 * below)[::2][: heads - below]
+
+
+def _alibi_score(q, k, i, j, head, heads, w):
+    return q @ k - np.sqrt(len(q)) * alibi_slopes(heads)[head] * abs(i - j)
+
+
+def t5_bucket(ahead, num_buckets=32, max_distance=128, bidirectional=True):
+    """Raffel et al., 2020: the bucket of a key `ahead` steps after the query."""
+    bucket = 0
+    if bidirectional:
+        num_buckets //= 2
+        bucket += num_buckets if ahead > 0 else 0
+        distance = abs(ahead)
+    else:
+        distance = max(-ahead, 0)
+    exact = num_buckets // 2
+    if distance < exact:
+        return bucket + distance
+    growth = np.log(distance / exact) / np.log(max_distance / exact) * (num_buckets - exact)
+    return bucket + min(exact + int(growth + 1e-9), num_buckets - 1)
+
+
+def _t5_score(q, k, i, j, head, heads, w, **buckets):
+    return q @ k + np.sqrt(len(q)) * w["embeddings"][t5_bucket(j - i, **buckets), head]
+
+
+def _shaw_score(q, k, i, j, head, heads, w, max_distance=16):
+    clipped = min(max(j - i, -max_distance), max_distance)
+    return q @ (k + w["embeddings"][clipped + max_distance])
+
+
+def _transformer_xl_score(q, k, i, j, head, heads, w, base=10_000.0):
+    size = len(q)
+    rates = base ** (-2 * np.arange((size + 1) // 2) / size)
+    r = np.concatenate([np.sin((i - j) * rates), np.cos((i - j) * rates)])
+    return (q + w["content"][head]) @ k + (q + w["distance"][head]) @ (w["kernel"][head] @ r)
+
+
+SCORES = {
+    "Rotary": _rotary_score,
+    "XPos": _xpos_score,
+    "Sinusoidal": _sinusoidal_score,
+    "ALiBi": _alibi_score,
+    "T5Bias": _t5_score,
+    "Shaw": _shaw_score,
+    "TransformerXL": _transformer_xl_score,
+}
+"""Class name -> `(q, k, i, j, head, heads, weights, **arguments)`: sqrt(d) times the score."""
+
+
+def placed_scores(name, q, k, how, w=None, **arguments):
+    """The scaled scores of q `(b, t, h, d)` and k `(b, s, hk, d)` with a position."""
+    b, t, h, d = q.shape
+    s, k = k.shape[1], _each_head(k, h)
+    query, key = _both_positions(t, s, how)
+    query = np.broadcast_to(query[:, 0, :, 0], (b, t))
+    key = np.broadcast_to(key[:, 0, 0], (b, s))
+    scores = np.zeros((b, h, t, s))
+    for n, head, i, j in np.ndindex(b, h, t, s):
+        scores[n, head, i, j] = SCORES[name](
+            q[n, i, head], k[n, j, head], query[n, i], key[n, j], head, h, w, **arguments
+        )
+    return scores / np.sqrt(d)
+
+
+def placed_softmax_weights(name, q, k, how, w=None, **arguments):
+    """The weights of softmax attention with a position, up to a factor for each row."""
+    scores = placed_scores(name, q, k, how, w, **arguments)
+    scores = np.where(allowed(q.shape[1], k.shape[1], how), scores, -np.inf)
+    largest = np.max(scores, axis=-1, keepdims=True)
+    return np.exp(scores - np.where(np.isfinite(largest), largest, 0))
+
+
+def rotated_linear_weights(q, k, how, feature_map="elu+1", base=10_000.0):
+    """RoFormer's linear attention, eq. 19: features turned above the line, plain below; final."""
+    phi = FEATURE_MAPS[feature_map]
+    sees = allowed(q.shape[1], k.shape[1], how)
+    turned = np.sqrt(q.shape[3]) * placed_scores("Rotary", phi(q), phi(k), how, base=base)
+    plain = inner(phi(q), phi(k)) * sees
+    return _divide(turned * sees, np.sum(plain, axis=-1, keepdims=True))

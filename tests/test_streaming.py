@@ -182,7 +182,7 @@ def test_the_wrong_batch_size_and_mask_are_refused(stream):
         ),
         (
             lambda x: TransformerDecoder(4, attention=CosFormerAttention(2, 3), name="paper")(x),
-            "paper/self_attention: without `max_length` or `horizon`",
+            r"paper/self_attention .* cannot stream: without `max_length` or `horizon`",
         ),
         (
             lambda x: TransformerDecoder(4, attention=SoftmaxAttention(2, 3), name="soft")(x),

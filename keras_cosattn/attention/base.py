@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_cosattn import scope
-from keras_cosattn.ops import masks
+from keras_cosattn.ops import arrays, masks
 
 
 class Masks(typing.NamedTuple):
@@ -130,7 +130,7 @@ class Attention(keras.layers.Layer):
             **self._projection_options(),
         )
         self.output_dense.build((*query_shape[:2], self.num_heads, self.value_dim))
-        if self.position is not None:
+        if self.position is not None and not self.position.built:
             self.position.build((*query_shape[:2], self.num_heads, self.key_dim))
 
     @property
@@ -261,7 +261,8 @@ class Attention(keras.layers.Layer):
             return mixed, None
         b, s, heads, _ = ops.shape(v)
         each = ops.broadcast_to(ops.reshape(ops.eye(s), (1, s, 1, s)), (b, s, heads, s))
-        return mixed, ops.transpose(self._mix(q, k, each, how, False), (0, 2, 1, 3))
+        weights = arrays.zero_masked(self._mix(q, k, each, how, False), how.query)
+        return mixed, ops.transpose(weights, (0, 2, 1, 3))
 
     def _mix(self, q, k, v, how, training):
         """Mix v over the whole sequence, `(b, t, h, e)`. Linear in v, whose e may be any."""
