@@ -117,4 +117,5 @@ def combined_mask(
         segments=segment_ids,
         causal=causal,
     )
-    return ops.ones((1, queries, keys), "bool") if seen is None else seen[:, 0]
+    everything = ops.ones((1, queries, keys), "bool")
+    return everything if seen is None else ops.logical_and(everything, seen[:, 0])
