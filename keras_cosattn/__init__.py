@@ -5,6 +5,7 @@ from keras_cosattn.attention import (
     CosFormerAttention,
     LinearAttention,
     RecurrentMemoryAttention,
+    RoutedAttention,
     SoftmaxAttention,
 )
 from keras_cosattn.blocks import TransformerDecoder, TransformerEncoder
@@ -33,6 +34,7 @@ __all__ = [
     "LinearAttention",
     "PositionEmbedding",
     "RecurrentMemoryAttention",
+    "RoutedAttention",
     "RunningMean",
     "SoftmaxAttention",
     "Streaming",

@@ -216,7 +216,44 @@ PULL_BACKS = {
 FINAL = set()
 """Variants whose weights are not divided by their sum."""
 
-WHOLE = {}
+
+
+def route_weights(x, kernel, outputs, routing_iterations=0):
+    """`softmax(x_t W_r)`, or by agreement: for each step on its own. Sabour et al., 2017.
+
+    x `(b, t, m)`, kernel `(m, p)`, outputs `(p, b, t, m')` -> `(b, t, p)`.
+    """
+    logits = np.asarray(x, np.float64) @ kernel
+
+    def softmax(x):
+        exponents = np.exp(x - np.max(x))
+        return exponents / np.sum(exponents)
+
+    for i, t in np.ndindex(logits.shape[:2]):
+        for _ in range(routing_iterations):
+            s = softmax(logits[i, t]) @ outputs[:, i, t]
+            length = np.sqrt(s @ s)
+            v = length / (1 + length**2) * s
+            logits[i, t] += outputs[:, i, t] @ v
+        logits[i, t] = softmax(logits[i, t])
+    return logits
+
+
+def routed_attention(weights, query, value, key, how, paths=(), routing_iterations=0, **common):
+    """`sum_p r_tp path_p(x)_t`; `paths` are pairs of class name and arguments."""
+    outputs = np.stack(
+        [
+            projected(name, of_path, query, value, key, how, **{**common, **arguments})
+            for of_path, (name, arguments) in zip(weights["paths"], paths, strict=True)
+        ]
+    )
+    real = np.ones(query.shape[:2], bool) if how.query_mask is None else how.query_mask
+    x = np.where(real[..., None], query, 0)
+    routes = route_weights(x, weights["more"]["route_kernel"], outputs, routing_iterations)
+    return np.einsum("btp,pbtm->btm", routes, outputs)
+
+
+WHOLE = {"RoutedAttention": routed_attention}
 """Class name -> function `(weights, query, value, key, how, **arguments) -> (b, t, m)`."""
 
 

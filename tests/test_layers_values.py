@@ -15,7 +15,7 @@ from support import (
     random_segments,
     value_and_gradients,
 )
-from variants import PLAIN
+from variants import PLAIN, layer_of
 
 import keras_cosattn
 
@@ -31,6 +31,15 @@ VARIANTS = {
     "papers_length": ("CosFormerAttention", {}),
     "max_length": ("CosFormerAttention", {"max_length": 1003}),
     "horizon": ("CosFormerAttention", {"horizon": 26}),
+    # With a memory gradients are not those of the sum: tests/test_recurrent_memory.py.
+    "no_memory": ("RecurrentMemoryAttention", {"segment_length": 5, "memory_length": 0}),
+    "routed": (
+        "RoutedAttention",
+        {
+            "paths": [("SoftmaxAttention", {}), ("LinearAttention", {}), ("SoftmaxAttention", {})],
+            "routing_iterations": 2,
+        },
+    ),
 }
 
 # t, s (None: self-attention), grouped heads, how it is called.
@@ -57,7 +66,7 @@ QUICK = {"self_padded_64", "cross_13_64", "causal_257", "causal_packed_padded_64
 
 def can(variant, call):
     name, own = VARIANTS[variant]
-    cannot = getattr(keras_cosattn, name)(HEADS, D, **own).cannot
+    cannot = layer_of(getattr(keras_cosattn, name), HEADS, D, **own).cannot
     uses = {use for use in ("packed", "cross", "causal") if use in call} | (
         set() if "causal" in call else {"both ways"}
     )
@@ -78,9 +87,8 @@ def build(variant, shapes, rng, grouped, **arguments):
     """A layer with random weights and biases, and its reference's name and arguments."""
     name, own = VARIANTS[variant]
     shared = SHARED if grouped else None
-    layer = getattr(keras_cosattn, name)(
-        HEADS, D, value_dim=E, num_key_value_heads=shared, **own, **arguments
-    )
+    cls = getattr(keras_cosattn, name)
+    layer = layer_of(cls, HEADS, D, value_dim=E, num_key_value_heads=shared, **own, **arguments)
     layer.build(*shapes)
     for variable in layer.trainable_variables:
         variable.assign(rng.normal(size=variable.shape, scale=0.4))

@@ -14,6 +14,14 @@ OPTIONS = {
         "endless": {"horizon": 8},
         "paper": {},
     },
+    "RecurrentMemoryAttention": {"uneven": {"segment_length": 4, "memory_length": 6}},
+    "RoutedAttention": {
+        "any_way": {"paths": [("LinearAttention", {}), ("SoftmaxAttention", {})]},
+        "streams": {
+            "paths": [("CosFormerAttention", {"horizon": 8}), ("LinearAttention", {})],
+            "routing_iterations": 2,
+        },
+    },
 }
 """Name of a variant -> the arguments to test it with. One not named here is tested with none."""
 
@@ -32,10 +40,23 @@ HEADS, SHARED, KEY_DIM, VALUE_DIM, WIDTH = 6, 3, 5, 7, 11
 SIZES = {"num_key_value_heads": SHARED, "value_dim": VALUE_DIM, "bias_initializer": "normal"}
 
 
+def layer_of(cls, num_heads, key_dim, paths=(), **arguments):
+    """A layer; one of `paths`, pairs of class name and arguments, gives them what is not its own."""
+    if not paths:
+        return cls(num_heads, key_dim, **arguments)
+    own = set(arguments) & {"dtype", *inspect.signature(cls).parameters}
+    own = {name: arguments.pop(name) for name in own}
+    layers = [
+        getattr(attention, name)(num_heads, key_dim, **{**arguments, **options})
+        for name, options in paths
+    ]
+    return cls(layers, **own)
+
+
 def make(case, **more):
     """A layer of a case, with sizes that all differ and biases that are not zero."""
     cls, arguments = CASES[case]
-    return cls(HEADS, KEY_DIM, **{**SIZES, **arguments, **more})
+    return layer_of(cls, HEADS, KEY_DIM, **{**SIZES, **arguments, **more})
 
 
 CANNOT = {name: make(name).cannot for name in CASES}

@@ -3,6 +3,15 @@
 from keras_cosattn.attention.base import Attention
 from keras_cosattn.attention.cosformer import CosFormerAttention
 from keras_cosattn.attention.linear import LinearAttention
+from keras_cosattn.attention.recurrent_memory import RecurrentMemoryAttention
+from keras_cosattn.attention.routed import RoutedAttention
 from keras_cosattn.attention.softmax import SoftmaxAttention
 
-__all__ = ["Attention", "CosFormerAttention", "LinearAttention", "SoftmaxAttention"]
+__all__ = [
+    "Attention",
+    "CosFormerAttention",
+    "LinearAttention",
+    "RecurrentMemoryAttention",
+    "RoutedAttention",
+    "SoftmaxAttention",
+]

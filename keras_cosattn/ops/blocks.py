@@ -13,7 +13,19 @@ from keras_cosattn.ops import arrays, dense, masks
 
 
 def attend_in_blocks(
-    q, k, v, q_steps, k_steps, sees, *, size, before=0, after=0, place=None, dropout=None
+    q,
+    k,
+    v,
+    q_steps,
+    k_steps,
+    sees,
+    *,
+    size,
+    before=0,
+    after=0,
+    remembers=None,
+    place=None,
+    dropout=None,
 ):
     """Each query attends, among the keys of its reach, to those that `sees` allows.
 
@@ -30,6 +42,8 @@ def attend_in_blocks(
             bool `(z, C, S)`.
         size: C.
         before, after: how many blocks the reach goes back and forth.
+        remembers: which pairs give no gradient to their key and value: a function as `sees`, at
+            twice the cost, or True for the keys before the query's block.
         place: function `(q, k, query_positions, key_positions) -> (q, k, bias)` for blocks.
         dropout: function applied to the weights `(z, h, C, S)`.
 
@@ -49,29 +63,40 @@ def attend_in_blocks(
     def keys(x):
         if reach is not None:
             return arrays.fit_length(x, reach)
-        return _reach(arrays.fit_length(x, (n + before + after) * size), n, size, before, after)
+        x = arrays.fit_length(x, (n + before + after) * size)
+        return _reach(x, n, size, before, after, still=remembers is True)
 
     q, k, v = queries(q), keys(k), keys(v)
     q_steps = {name: queries(x) for name, x in q_steps.items()}
     k_steps = {name: keys(x) for name, x in k_steps.items()}
+    rows = {name: ops.expand_dims(x, 2) for name, x in q_steps.items()}
+    columns = {name: ops.expand_dims(x, 1) for name, x in k_steps.items()}
+    allowed = sees(rows, columns)
+    if callable(remembers):
+        # Every key twice, the second time without gradient; a pair sees one of the two.
+        still = ops.logical_and(allowed, remembers(rows, columns))
+        allowed = ops.concatenate([ops.logical_xor(allowed, still), still], axis=2)
+        k, v = (ops.concatenate([x, ops.stop_gradient(x)], axis=1) for x in (k, v))
+        k_steps = {name: ops.concatenate([x, x], axis=1) for name, x in k_steps.items()}
     bias = None
     if place is not None:
         q, k, bias = place(q, k, q_steps["position"], k_steps["position"])
-    allowed = sees(
-        {name: ops.expand_dims(x, 2) for name, x in q_steps.items()},
-        {name: ops.expand_dims(x, 1) for name, x in k_steps.items()},
-    )
     mixed, _ = dense.attend(q, k, v, ops.expand_dims(allowed, 1), dropout, bias)
     return ops.reshape(mixed, (b, -1, *mixed.shape[2:]))[:, :t]
 
 
-def _reach(x, n, size, before, after):
-    """`(b, (n + before + after) C, ...)` as the keys of each of n blocks, `(z, S, ...)`."""
+def _reach(x, n, size, before, after, still=False):
+    """`(b, (n + before + after) C, ...)` as the keys of each of n blocks, `(z, S, ...)`.
+
+    If `still`, those before a block give no gradient.
+    """
     width = size
     for axis in x.shape[2:]:
         width *= axis
     blocks = ops.reshape(x, (-1, n + before + after, width))
     parts = [blocks[:, j : j + n] for j in range(before + 1 + after)]
+    if still:
+        parts = [*map(ops.stop_gradient, parts[:before]), *parts[before:]]
     joined = parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=2)
     return ops.reshape(joined, (-1, (before + 1 + after) * size, *x.shape[2:]))
 
@@ -87,6 +112,7 @@ def window_attention(
     causal=False,
     mask=None,
     segments=None,
+    still=False,
     state=None,
     place=None,
     dropout=None,
@@ -105,6 +131,7 @@ def window_attention(
         mask: `(b, s)`, the real keys.
         segments: `(b, t)`, t = s, from `masks.segment_numbers`: a step sees its own number only,
             and positions count from its first step.
+        still: what a query sees before its segment gives no gradient to keys and values.
         state: what an earlier call returned, for `causal` self-attention without `segments`.
         place, dropout: as `attend_in_blocks`.
 
@@ -141,9 +168,13 @@ def window_attention(
         seen = ops.logical_and(seen, k["index"] <= last)
         return seen if segments is None else ops.logical_and(seen, q["segment"] == k["segment"])
 
+    def remembers(q, k):
+        return k["index"] < q["start"]
+
     mixed = attend_in_blocks(
         q, k, v, q_steps, k_steps, sees,
         size=size, before=before, after=after, place=place, dropout=dropout,
+        remembers=(True if aligned else remembers) if still else None,
     )  # fmt: skip
     if state is None:
         return mixed, None

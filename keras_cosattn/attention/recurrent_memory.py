@@ -1,0 +1,100 @@
+"""Attention to a segment and a memory of the steps before it."""
+
+import keras
+from keras import ops
+
+from keras_cosattn.attention.base import Attention, positive, real_steps_first
+from keras_cosattn.ops import masks
+from keras_cosattn.ops.blocks import window_attention, window_length
+
+
+@keras.saving.register_keras_serializable("keras_cosattn")
+class RecurrentMemoryAttention(Attention):
+    """Softmax attention to the own segment, and to a memory of what came before it.
+
+    `out_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s` over `start_t - m <= s <= t`: C steps are a
+    segment, `start_t = C floor(t / C)` is where that of step t begins, m is the length of the
+    memory. Steps before `start_t` are memory: they give no gradient to their keys and values. So
+    training costs as if segments were fed one after the other, with all of them at once.
+
+    Causal, cross, packed; streams without end. O(t (C + m) (d + e)) time and O(t (C + m)) memory
+    per head, twice that when packed; a streamed step and its float32 state are
+    O((C + m) (d + e)). Dropout acts on the weights. Dai et al., 2019 (Transformer-XL), sections
+    3.2 and 3.3; its positions are `position=TransformerXL()`.
+
+    Where we leave the paper: the memory holds keys and values, where the paper holds the hidden
+    states that they are projected from and projects them again for every segment. The numbers are
+    the same; the kernels of keys and values learn from the own segment only. Inside a stream
+    gradients are stopped in training only (`training=True`).
+
+    Args:
+        num_heads, key_dim, **kwargs: as `Attention`.
+        segment_length: C.
+        memory_length: m, in steps; 0 is a segment alone.
+    """
+
+    accepts_positions = ("encoding", "bias")
+
+    def __init__(self, num_heads, key_dim, *, segment_length=64, memory_length=64, **kwargs):
+        super().__init__(num_heads, key_dim, **kwargs)
+        self.segment_length = positive("segment_length", segment_length)
+        if not isinstance(memory_length, int) or memory_length < 0:
+            raise ValueError(
+                "`memory_length` must be an integer of at least 0. "
+                f"Received: memory_length={memory_length!r}"
+            )
+        self.memory_length = memory_length
+
+    @property
+    def cannot(self):
+        """What the layer refuses: use -> reason."""
+        return {
+            "both ways": "its memory is of the past. Call it with `use_causal_mask=True`, or use "
+            "a layer whose window looks both ways."
+        }
+
+    def _mix(self, q, k, v, how, training):
+        q, k, v, how, restore = real_steps_first(q, k, v, how)
+        segments = masks.segment_numbers(how.segments)
+        mixed, _ = self._windows(q, k, v, training, mask=how.key, segments=segments, still=True)
+        return mixed if restore is None else masks.take_steps(mixed, restore)
+
+    def _attend_in_stream(self, q, k, v, mask, stream, training):
+        length = window_length(self.segment_length, self.memory_length)
+        slot, state = stream.read(
+            self,
+            ops.shape(q)[0],
+            key=((length, self.num_key_value_heads, self.key_dim), "float32"),
+            value=((length, self.num_key_value_heads, self.value_dim), "float32"),
+            position=((), "int32"),
+        )
+        restore = None
+        if mask is not None:
+            order, restore = masks.real_first(mask)
+            q, k, v, mask = (masks.take_steps(x, order) for x in (q, k, v, mask))
+        mixed, state = self._windows(
+            q, k, v, training, mask=mask, state=state, still=bool(training)
+        )
+        state |= {name: ops.cast(state[name], "float32") for name in ("key", "value")}
+        stream.write(slot, state)
+        return mixed if restore is None else masks.take_steps(mixed, restore)
+
+    def _windows(self, q, k, v, training, **options):
+        return window_attention(
+            q,
+            k,
+            v,
+            size=self.segment_length,
+            look_back=self.memory_length,
+            causal=True,
+            place=self._place,
+            dropout=self._drop(training),
+            **options,
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "segment_length": self.segment_length,
+            "memory_length": self.memory_length,
+        }

@@ -1,0 +1,176 @@
+"""A memory of everything is softmax; what is remembered gives no gradient; streams stay small."""
+
+import keras
+import numpy as np
+import pytest
+import references
+from references import How
+from support import assert_close, compiled, gradients, value_and_gradients
+from variants import inputs, mask_of
+
+from keras_cosattn import RecurrentMemoryAttention, SoftmaxAttention, Streaming, positions, scope
+from keras_cosattn.ops import blocks, masks
+
+B, HEADS, SHARED, D, E, WIDTH = 2, 4, 2, 5, 3, 7
+
+
+def make(segment_length, memory_length, **options):
+    layer = RecurrentMemoryAttention(
+        HEADS, D, segment_length=segment_length, memory_length=memory_length, **options
+    )
+    layer.build((None, None, WIDTH), (None, None, WIDTH))
+    return layer
+
+
+def streamed(layer):
+    x = keras.Input((None, WIDTH))
+    return keras.Model(x, layer(x, x, use_causal_mask=True))
+
+
+@pytest.mark.parametrize("length", [1, 13, 64, 257])
+def test_a_memory_of_everything_is_softmax(length, rng):
+    layer, x = make(16, 257), inputs(rng, B, length, WIDTH)
+    softmax = SoftmaxAttention(HEADS, D)
+    softmax.build(x.shape, x.shape)
+    softmax.set_weights(layer.get_weights())
+    assert_close(layer(x, x, use_causal_mask=True), softmax(x, x, use_causal_mask=True), 1e-6)
+
+
+def test_only_the_gradient_of_the_memory_is_missing(rng):
+    """Queries of the first segment have no memory, so they have softmax's gradient."""
+    layer, x = make(8, 32), inputs(rng, B, 32, WIDTH)
+    softmax = SoftmaxAttention(HEADS, D)
+    softmax.build(x.shape, x.shape)
+    softmax.set_weights(layer.get_weights())
+
+    def slope(layer, steps):
+        def loss(x):
+            return keras.ops.sum(layer(x, x, use_causal_mask=True)[:, steps] ** 2)
+
+        return gradients(loss, x)[0]
+
+    first, second = slice(0, 8), slice(8, 16)
+    assert_close(slope(layer, first), slope(softmax, first), 1e-5)
+    assert np.any(slope(softmax, second)[:, first])
+    assert not np.any(slope(layer, second)[:, first])
+
+
+@pytest.mark.parametrize(("memory", "jit"), [(3, False), (4, False), (9, False), (6, True)])
+def test_values_before_the_segment_get_no_gradient(memory, jit, rng):
+    layer, x, y = make(4, memory), inputs(rng, B, 13, WIDTH), inputs(rng, B, 13, WIDTH)
+    for t in (3, 4, 7, 12):
+
+        def loss(y, t=t):
+            return keras.ops.sum(layer(x, y, use_causal_mask=True)[:, t] ** 2)
+
+        (slope,) = gradients(compiled(loss) if jit else loss, y)
+        sees = np.any(slope != 0, axis=(0, 2))
+        assert np.flatnonzero(sees).tolist() == list(range(t // 4 * 4, t + 1))
+
+
+def expected(q, k, v, still_k, still_v, how, size, memory):
+    weights = references.normalise(
+        references.recurrent_memory_weights(q, k, how, size, memory, still_k=still_k)
+    )
+    query, key = references._both_positions(q.shape[1], k.shape[1], how)
+    own = key >= query // size * size
+    return references.mix(weights * own, v) + references.mix(weights * ~own, still_v)
+
+
+@pytest.mark.parametrize(("size", "memory"), [(4, 0), (4, 6), (5, 5), (1, 3), (16, 2)])
+@pytest.mark.parametrize("kind", ["plain", "padded", "packed", "stream"])
+def test_gradients_are_those_of_the_sum_with_a_still_memory(kind, size, memory, rng):
+    t = 13
+    ids = np.repeat([[3, 1, 3]], [2, 6, 5], axis=1) + np.zeros((B, 1), "int32")
+    mask = mask_of((13, 9), t) if kind == "padded" else None
+    how = How(mask, mask, ids if kind == "packed" else None, causal=True)
+    arrays = [inputs(rng, B, t, h, n) for h, n in ((HEADS, D), (SHARED, D), (SHARED, E))]
+    segments = masks.segment_numbers(keras.ops.convert_to_tensor(ids))
+    length = blocks.window_length(size, memory)
+    state = {
+        "key": np.zeros((B, length, SHARED, D), "float32"),
+        "value": np.zeros((B, length, SHARED, E), "float32"),
+        "position": np.zeros(B, "int32"),
+    }
+
+    def window(q, k, v):
+        return blocks.window_attention(
+            q, k, v, size=size, look_back=memory, causal=True, still=True, mask=mask,
+            segments=segments if kind == "packed" else None,
+            state=state if kind == "stream" else None,
+        )[0] * (1 if mask is None else mask[:, :, None, None])  # fmt: skip
+
+    exact = [np.float64(x) for x in arrays]
+    still = exact[1:]
+    values = expected(*exact, *still, how, size, memory)
+    g = rng.normal(size=values.shape).astype("float32")
+    found, derivatives = value_and_gradients(window, g, *arrays)
+    assert_close(found, values)
+    for i, derivative in enumerate(derivatives):
+        along = rng.normal(size=derivative.shape)
+
+        def at(change, i=i, along=along):
+            moved = list(exact)
+            moved[i] = exact[i] + change * along
+            return np.sum(expected(*moved, *still, how, size, memory) * g)
+
+        slope = (at(1e-6) - at(-1e-6)) / 2e-6
+        assert abs(np.sum(derivative * along) - slope) < 1e-4 * np.abs(derivative * along).sum()
+
+
+def test_a_training_stream_stops_the_same_gradients(rng):
+    layer, x = make(4, 4), inputs(rng, 1, 13, WIDTH)
+
+    def loss(x, streaming):
+        with scope.opened(scope.Stream() if streaming else None):
+            return keras.ops.sum(layer(x, x, use_causal_mask=True, training=True) ** 2)
+
+    whole, stream = (gradients(lambda x, s=s: loss(x, s), x)[0] for s in (False, True))
+    assert_close(stream, whole)
+
+
+def test_the_memory_reaches_as_far_as_it_says(rng):
+    layer, x = make(4, 3), inputs(rng, 1, 13, WIDTH)
+    _, weights = layer(x, x, use_causal_mask=True, return_attention_scores=True)
+    seen = np.asarray(weights)[0, 0] > 0
+    for t in range(13):
+        assert np.flatnonzero(seen[t]).tolist() == list(range(max(t // 4 * 4 - 3, 0), t + 1))
+
+
+@pytest.mark.parametrize("kind", ["TransformerXL", "Rotary"])
+def test_positions_in_the_memory_go_on(kind, rng):
+    """Distances count across segments: pieces, and softmax with the same position, agree."""
+    layer = make(4, 20, position=getattr(positions, kind)())
+    softmax = SoftmaxAttention(HEADS, D, position=getattr(positions, kind)())
+    softmax.build((None, None, WIDTH), (None, None, WIDTH))
+    softmax.set_weights(layer.get_weights())
+    x = inputs(rng, B, 20, WIDTH)
+    expected = softmax(x, x, use_causal_mask=True)
+    assert_close(layer(x, x, use_causal_mask=True), expected, 1e-5)
+    stream = Streaming(streamed(layer))
+    state, outputs = stream.initial_state(B), []
+    for piece in np.split(x, [7, 8, 9, 15], axis=1):
+        y, state = stream(piece, state)
+        outputs.append(y)
+    assert_close(np.concatenate(outputs, axis=1), expected, 1e-5)
+
+
+def test_the_state_stays_as_large_as_it_was(rng):
+    layer, x = make(4, 6), inputs(rng, 1, 2000, WIDTH)
+    stream = Streaming(streamed(layer))
+    step = compiled(lambda x, state: stream(x, state))
+    state, sizes, outputs = stream.initial_state(1), [], []
+    for i in range(2000):
+        y, state = step(x[:, i : i + 1], state)
+        outputs.append(np.asarray(y))
+        if i % 500 == 499:
+            sizes.append(sum(np.asarray(value).nbytes for value in state.values()))
+    assert sizes == [stream.state_bytes] * 4
+    assert_close(np.concatenate(outputs, axis=1), layer(x, x, use_causal_mask=True), 1e-6)
+
+
+@pytest.mark.parametrize("options", [{"memory_length": -1}, {"segment_length": 0}], ids=str)
+def test_lengths_that_cannot_be_are_refused(options):
+    (name, value) = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"`{name}` must be .*Received: {name}={value}"):
+        RecurrentMemoryAttention(2, 3, **options)
