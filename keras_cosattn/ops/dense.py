@@ -76,16 +76,20 @@ def softmax_attention(
 
 def attend(q, k, v, allowed=None, dropout=None, bias=None):
     """As `softmax_attention`, with the mask `allowed` given, broadcastable to `(b, h, t, s)`."""
+    weights = attention_weights(q, k, allowed, bias)
+    mixed = mix(weights if dropout is None else dropout(weights), arrays.accumulate(v))
+    return mixed, weights
+
+
+def attention_weights(q, k, allowed=None, bias=None):
+    """The weights of `attend`, `(b, h, t, s)`."""
     logits = scores(q, k) / math.sqrt(q.shape[-1])
     if bias is not None:
         logits = logits + bias
     if allowed is None:
-        weights = ops.softmax(logits)
-    else:
-        weights = ops.softmax(ops.where(allowed, logits, FORBIDDEN))
-        weights = ops.where(allowed, weights, ops.zeros_like(weights))
-    mixed = mix(weights if dropout is None else dropout(weights), arrays.accumulate(v))
-    return mixed, weights
+        return ops.softmax(logits)
+    weights = ops.softmax(ops.where(allowed, logits, FORBIDDEN))
+    return ops.where(allowed, weights, ops.zeros_like(weights))
 
 
 def _each_head(x, group):
