@@ -74,22 +74,35 @@ def softmax_attention(
     return attend(q, k, v, allowed, dropout, bias)
 
 
-def attend(q, k, v, allowed=None, dropout=None, bias=None):
-    """As `softmax_attention`, with the mask `allowed` given, broadcastable to `(b, h, t, s)`."""
-    weights = attention_weights(q, k, allowed, bias)
+def attend(q, k, v, allowed=None, dropout=None, bias=None, log_totals=False):
+    """As `softmax_attention`, with the mask `allowed` given, broadcastable to `(b, h, t, s)`.
+
+    If `log_totals`, also the logarithm of what each row was divided by, `(b, h, t)`: parts of a
+    row that were computed apart are weighed by it. `FORBIDDEN` where a row sees nothing.
+    """
+    logits = _logits(q, k, allowed, bias)
+    weights = _softmax(logits, allowed)
     mixed = mix(weights if dropout is None else dropout(weights), arrays.accumulate(v))
+    if log_totals:
+        return mixed, weights, ops.logsumexp(logits, axis=-1)
     return mixed, weights
 
 
 def attention_weights(q, k, allowed=None, bias=None):
     """The weights of `attend`, `(b, h, t, s)`."""
+    return _softmax(_logits(q, k, allowed, bias), allowed)
+
+
+def _logits(q, k, allowed, bias):
     logits = scores(q, k) / math.sqrt(q.shape[-1])
     if bias is not None:
         logits = logits + bias
-    if allowed is None:
-        return ops.softmax(logits)
-    weights = ops.softmax(ops.where(allowed, logits, FORBIDDEN))
-    return ops.where(allowed, weights, ops.zeros_like(weights))
+    return logits if allowed is None else ops.where(allowed, logits, FORBIDDEN)
+
+
+def _softmax(logits, allowed):
+    weights = ops.softmax(logits)
+    return weights if allowed is None else ops.where(allowed, weights, ops.zeros_like(weights))
 
 
 def _each_head(x, group):
