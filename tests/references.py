@@ -200,11 +200,125 @@ def recurrent_memory_weights(
     return np.exp(logits - np.where(np.isfinite(largest), largest, 0))
 
 
+def _each_example(q, k, how, weights):
+    """`weights(b, h, q (t, d), k (s, d)) -> (t, s)` of the real steps of each example and head."""
+    k = _each_head(k, q.shape[2])
+    out = np.zeros((q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
+    for b, h in np.ndindex(out.shape[:2]):
+        queries = _real(how.query_mask, b, q.shape[1])
+        keys = _real(how.key_mask, b, k.shape[1])
+        if len(queries) and len(keys):
+            out[b, h][np.ix_(queries, keys)] = weights(b, h, q[b, queries, h], k[b, keys, h])
+    return out
+
+
+def _real(mask, b, length):
+    return np.arange(length) if mask is None else np.flatnonzero(np.asarray(mask)[b])
+
+
+def _softmax(logits):
+    weights = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+    return weights / np.sum(weights, axis=-1, keepdims=True)
+
+
+def low_rank_weights(q, k, how=EVERYTHING, more=None, **_):
+    """`softmax(q (E k)^T / sqrt(d)) F`. Wang et al., 2020, eq. 7.
+
+    n real keys have the first n columns of E and F. A row of E that is zero there is left out.
+    """
+    shared = k.shape[2]
+
+    def rows(projection, h, n):
+        if projection.ndim == 3:
+            projection = projection[:, h // (q.shape[2] // shared)]
+        return projection[:n].T  # (r, n)
+
+    def weights(b, h, q, k):
+        keys = rows(more["key_projection"], h, len(k))
+        values = rows(more.get("value_projection", more["key_projection"]), h, len(k))
+        used = np.any(keys != 0, axis=1)
+        return _softmax(q @ (keys[used] @ k).T / np.sqrt(q.shape[1])) @ values[used]
+
+    return _each_example(q, k, how, weights)
+
+
+def nystrom_weights(
+    q, k, how=EVERYTHING, more=None, num_landmarks=64, pinv_iterations=6, conv_kernel_size=None, **_
+):
+    """`softmax(q K~^T) Z softmax(Q~ k^T)`, and the taps of the convolution over the values.
+
+    Z comes near the inverse of `softmax(Q~ K~^T)`. Of n real steps, step i is averaged into
+    landmark `floor(i L / n)`, or with n < L into its own. Xiong et al., 2021, section 3.
+    """
+    group = q.shape[2] // k.shape[2]
+
+    def landmarks(x):
+        n = len(x)
+        of = np.array([i * min(num_landmarks, n) // n for i in range(n)])
+        return np.array([np.mean(x[of == j], axis=0) for j in range(of[-1] + 1)])
+
+    def weights(b, h, q, k):
+        scale = np.sqrt(q.shape[1])
+        q_means, k_means = landmarks(q), landmarks(k)
+        inverse = nearly_inverse(_softmax(q_means @ k_means.T / scale), pinv_iterations)
+        found = _softmax(q @ k_means.T / scale) @ inverse @ _softmax(q_means @ k.T / scale)
+        if conv_kernel_size is not None:
+            reach = conv_kernel_size // 2
+            for t, s in np.ndindex(found.shape):
+                if abs(s - t) <= reach:
+                    found[t, s] += more["conv_kernel"][s - t + reach, h // group]
+        return found
+
+    return _each_example(q, k, how, weights)
+
+
+def nearly_inverse(matrix, iterations):
+    """The Moore-Penrose inverse by iteration. Xiong et al., 2021, section 3."""
+    z = matrix.T / (np.abs(matrix).sum(axis=0).max() * np.abs(matrix).sum(axis=1).max())
+    eye = np.eye(len(matrix))
+    for _ in range(iterations):
+        az = matrix @ z
+        z = z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az))) / 4
+    return z
+
+
+def segmented_weights(
+    q, k, how=EVERYTHING, segment_length=64, look_back=0, summaries=None, more=None, **_
+):
+    """Softmax over the segments near a step and, `exp(q . K_j + log c_j)`, the means of others.
+
+    Each step s of such a segment j, which has c_j steps, has its share a_s of that weight:
+    `K_j = sum_s a_s k_s`, where a_s is `1 / c_j` or `softmax_s(u . k_s)`.
+    """
+    t, s, scale = q.shape[1], k.shape[1], np.sqrt(q.shape[3])
+    query, key = (x // segment_length for x in _both_positions(t, s, how))
+    near = np.abs(query - key) <= look_back
+    weights = np.exp(inner(q, k) / scale) * (near & allowed(t, s, how))
+    if summaries is None:
+        return weights
+    far = allowed(t, s, how) & ~near & ((key < query) | (not how.causal))
+    both = How(how.key_mask, how.key_mask, how.segment_ids)
+    same = (np.swapaxes(key, 2, 3) == key) & allowed(s, s, both)  # (b or 1, 1, s, s)
+    k = _each_head(k, q.shape[2])
+    share = np.ones((k.shape[0], q.shape[2], 1, s))
+    if summaries == "attention":
+        u = np.repeat(more["summary_query"], q.shape[2] // len(more["summary_query"]), axis=0)
+        share = np.exp(np.einsum("bshd,hd->bhs", k, u) / scale)[:, :, None]
+    total = np.sum(same * share, axis=3, keepdims=True)  # that of each step's segment
+    means = mix(_divide(same * share, total), k)
+    count = np.sum(same, axis=3)[:, :, None]
+    own = _divide(share, np.swapaxes(total, 2, 3))
+    return weights + far * np.exp(inner(q, means) / scale) * count * own
+
+
 REFERENCES = {
     "SoftmaxAttention": softmax_weights,
     "LinearAttention": linear_weights,
     "CosFormerAttention": cosformer_weights,
     "RecurrentMemoryAttention": recurrent_memory_weights,
+    "LowRankAttention": low_rank_weights,
+    "NystromAttention": nystrom_weights,
+    "SegmentedAttention": segmented_weights,
 }
 
 PULL_BACKS = {
@@ -213,7 +327,7 @@ PULL_BACKS = {
     "CosFormerAttention": _pull_back_cosformer,
 }
 
-FINAL = set()
+FINAL = {"LowRankAttention", "NystromAttention"}
 """Variants whose weights are not divided by their sum."""
 
 

@@ -40,6 +40,19 @@ VARIANTS = {
             "routing_iterations": 2,
         },
     ),
+    "low_rank": ("LowRankAttention", {"max_length": 300, "rank": 6, "share_heads": False}),
+    "low_rank_shared": (
+        "LowRankAttention",
+        {"max_length": 64, "rank": 20, "share_key_value": True},
+    ),
+    "nystrom": ("NystromAttention", {"num_landmarks": 4}),
+    "nystrom_conv": ("NystromAttention", {"num_landmarks": 3, "conv_kernel_size": 3}),
+    "segmented": ("SegmentedAttention", {"segment_length": 5, "look_back": 1}),
+    "segmented_mean": (
+        "SegmentedAttention",
+        {"segment_length": 4, "look_back": 1, "summaries": "mean"},
+    ),
+    "segmented_attention": ("SegmentedAttention", {"segment_length": 7, "summaries": "attention"}),
 }
 
 # t, s (None: self-attention), grouped heads, how it is called.

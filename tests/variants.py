@@ -22,6 +22,18 @@ OPTIONS = {
             "routing_iterations": 2,
         },
     },
+    "LowRankAttention": {
+        "each_head": {"max_length": 31, "rank": 5, "share_heads": False},
+        "shared": {"max_length": 31, "rank": 24, "share_key_value": True},
+    },
+    "NystromAttention": {
+        "means": {"num_landmarks": 3},
+        "conv": {"num_landmarks": 3, "conv_kernel_size": 5},
+    },
+    "SegmentedAttention": {
+        "windows": {"segment_length": 4, "look_back": 1},
+        "summaries": {"segment_length": 3, "summaries": "attention", "max_length": 300},
+    },
 }
 """Name of a variant -> the arguments to test it with. One not named here is tested with none."""
 

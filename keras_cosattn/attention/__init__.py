@@ -3,6 +3,8 @@
 from keras_cosattn.attention.base import Attention
 from keras_cosattn.attention.cosformer import CosFormerAttention
 from keras_cosattn.attention.linear import LinearAttention
+from keras_cosattn.attention.low_rank import LowRankAttention
+from keras_cosattn.attention.nystrom import NystromAttention
 from keras_cosattn.attention.recurrent_memory import RecurrentMemoryAttention
 from keras_cosattn.attention.routed import RoutedAttention
 from keras_cosattn.attention.softmax import SoftmaxAttention
@@ -12,6 +14,8 @@ __all__ = [
     "CosFormerAttention",
     "LinearAttention",
     "RecurrentMemoryAttention",
+    "LowRankAttention",
+    "NystromAttention",
     "RoutedAttention",
     "SoftmaxAttention",
 ]
