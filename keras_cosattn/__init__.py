@@ -8,6 +8,7 @@ from keras_cosattn.attention import (
     NystromAttention,
     RecurrentMemoryAttention,
     RoutedAttention,
+    SegmentedAttention,
     SoftmaxAttention,
 )
 from keras_cosattn.blocks import TransformerDecoder, TransformerEncoder
@@ -40,6 +41,7 @@ __all__ = [
     "RecurrentMemoryAttention",
     "RoutedAttention",
     "RunningMean",
+    "SegmentedAttention",
     "SoftmaxAttention",
     "Streaming",
     "TransformerDecoder",

@@ -87,7 +87,7 @@ STREAMING = that_can("causal", "stream")
 BIDIRECTIONAL = that_can("both ways")
 DIRECTIONS = [(name, True) for name in CAUSAL] + [(name, False) for name in BIDIRECTIONAL]
 CROSS = [(name, causal) for name, causal in DIRECTIONS if "cross" not in CANNOT[name]]
-SPARSE = set()
+SPARSE = {"SegmentedAttention-windows"}
 """Cases in which a step may see few of the others, even of a short sequence."""
 PLAIN = {"SoftmaxAttention", "LinearAttention", "CosFormerAttention"}
 """Variants whose weights are those of `keras.layers.MultiHeadAttention`."""

@@ -7,6 +7,7 @@ from keras_cosattn.attention.low_rank import LowRankAttention
 from keras_cosattn.attention.nystrom import NystromAttention
 from keras_cosattn.attention.recurrent_memory import RecurrentMemoryAttention
 from keras_cosattn.attention.routed import RoutedAttention
+from keras_cosattn.attention.segmented import SegmentedAttention
 from keras_cosattn.attention.softmax import SoftmaxAttention
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "LowRankAttention",
     "NystromAttention",
     "RoutedAttention",
+    "SegmentedAttention",
     "SoftmaxAttention",
 ]

@@ -24,6 +24,7 @@ def attend_in_blocks(
     before=0,
     after=0,
     remembers=None,
+    beside=None,
     place=None,
     dropout=None,
 ):
@@ -37,18 +38,21 @@ def attend_in_blocks(
         q: `(b, t, h, d)`; h a multiple of the key heads.
         k, v: `(b, before * size + s, hk, d)` and `(.., e)`, any s; must be finite.
         q_steps, k_steps: dicts of numbers of each step, `(b, t)` and `(b, before * size + s)`;
-            both have `"position"` if `place` is given.
+            both have `"position"` if `place` is given. Of keys, `"bias"` is added to the scores.
         sees: function of the two dicts, whose values are then `(z, C, 1)` and `(z, 1, S)`, to the
             bool `(z, C, S)`.
         size: C.
         before, after: how many blocks the reach goes back and forth.
         remembers: which pairs give no gradient to their key and value: a function as `sees`, at
             twice the cost, or True for the keys before the query's block.
+        beside: m more keys of each example that all its blocks have: `(k, v, steps)`, of shapes
+            `(b, m, hk, d)` and `(b, m, hk, e)`; steps as `k_steps`.
         place: function `(q, k, query_positions, key_positions) -> (q, k, bias)` for blocks.
         dropout: function applied to the weights `(z, h, C, S)`.
 
     Returns `(b, t, h, e)`; a query that sees nothing gives zero.
-    O(t (before + 1 + after) C (d + e)) time, O(t (before + 1 + after) C) memory per head.
+    O(t (before + 1 + after) C (d + e)) time, O(t (before + 1 + after) C) memory per head; m
+    keys beside them add O(t m (d + e)) time and O(t m (1 + (d + e) / C)) memory.
     """
     b, t = ops.shape(q)[:2]
     if isinstance(t, int) and t <= size:
@@ -69,6 +73,9 @@ def attend_in_blocks(
     q, k, v = queries(q), keys(k), keys(v)
     q_steps = {name: queries(x) for name, x in q_steps.items()}
     k_steps = {name: keys(x) for name, x in k_steps.items()}
+    if beside is not None:
+        k, v = _join(k, beside[0], n), _join(v, beside[1], n)
+        k_steps = {name: _join(x, beside[2][name], n) for name, x in k_steps.items()}
     rows = {name: ops.expand_dims(x, 2) for name, x in q_steps.items()}
     columns = {name: ops.expand_dims(x, 1) for name, x in k_steps.items()}
     allowed = sees(rows, columns)
@@ -81,6 +88,9 @@ def attend_in_blocks(
     bias = None
     if place is not None:
         q, k, bias = place(q, k, q_steps["position"], k_steps["position"])
+    if "bias" in k_steps:
+        added = ops.expand_dims(ops.expand_dims(k_steps["bias"], 1), 1)
+        bias = added if bias is None else bias + added
     mixed, _ = dense.attend(q, k, v, ops.expand_dims(allowed, 1), dropout, bias)
     return ops.reshape(mixed, (b, -1, *mixed.shape[2:]))[:, :t]
 
@@ -101,6 +111,16 @@ def _reach(x, n, size, before, after, still=False):
     return ops.reshape(joined, (-1, (before + 1 + after) * size, *x.shape[2:]))
 
 
+def _join(x, more, n):
+    """`x (b * n, S, ...)` followed by `more (b, m, ...)` for each of the n blocks."""
+    if not (isinstance(n, int) and n == 1):
+        b, m = ops.shape(more)[:2]
+        each = ops.expand_dims(ops.reshape(more, (b, -1)), 1)
+        each = ops.broadcast_to(each, (b, n, ops.shape(each)[2]))
+        more = ops.reshape(each, (-1, m, *x.shape[2:]))
+    return ops.concatenate([x, more], axis=1)
+
+
 def window_attention(
     q,
     k,
@@ -113,6 +133,7 @@ def window_attention(
     mask=None,
     segments=None,
     still=False,
+    summaries=None,
     state=None,
     place=None,
     dropout=None,
@@ -132,6 +153,11 @@ def window_attention(
         segments: `(b, t)`, t = s, from `masks.segment_numbers`: a step sees its own number only,
             and positions count from its first step.
         still: what a query sees before its segment gives no gradient to keys and values.
+        summaries: of whole segments, for the queries that do not see their steps: a dict with
+            `"key"`, `"value"` `(b, m, hk, d or e)`, `"index"` (that of the first step, counted
+            from the first query), `"position"`, `"real"`, `"bias"`, and `"segment"` if there are
+            `segments`; `look_back` and `look_ahead` are then multiples of C. If `causal`, a query
+            sees those of the past.
         state: what an earlier call returned, for `causal` self-attention without `segments`.
         place, dropout: as `attend_in_blocks`.
 
@@ -160,20 +186,27 @@ def window_attention(
     k_steps = {"index": _steps(b, s), "position": k_position, "real": real}
     if segments is not None:
         q_steps["segment"] = k_steps["segment"] = segments
+    if summaries is not None:
+        summaries = {**summaries, "summary": ops.ones_like(summaries["real"])}
+        k_steps |= {"summary": ops.zeros_like(real), "bias": ops.zeros((b, s))}
     k_steps, k, v = _after_history(k_steps, k, v, state, before * size)
 
     def sees(q, k):
-        seen = ops.logical_and(k["real"], k["index"] >= q["start"] - look_back)
+        far = k["index"] < q["start"] - look_back
         last = q["index"] if causal else q["start"] + (size + look_ahead - 1)
-        seen = ops.logical_and(seen, k["index"] <= last)
+        seen = ops.logical_and(ops.logical_not(far), k["index"] <= last)
+        if summaries is not None:
+            seen = ops.where(k["summary"], far if causal else ops.logical_not(seen), seen)
+        seen = ops.logical_and(seen, k["real"])
         return seen if segments is None else ops.logical_and(seen, q["segment"] == k["segment"])
 
     def remembers(q, k):
         return k["index"] < q["start"]
 
+    beside = None if summaries is None else (summaries["key"], summaries["value"], summaries)
     mixed = attend_in_blocks(
         q, k, v, q_steps, k_steps, sees,
-        size=size, before=before, after=after, place=place, dropout=dropout,
+        size=size, before=before, after=after, place=place, dropout=dropout, beside=beside,
         remembers=(True if aligned else remembers) if still else None,
     )  # fmt: skip
     if state is None:
@@ -211,5 +244,7 @@ def _after_history(steps, k, v, state, length):
     before = {"index": behind, "position": ops.maximum(behind + count, 0), "real": known}
     if "segment" in steps:
         before["segment"] = ops.full((b, length), -1, "int32")
+    if "summary" in steps:
+        before |= {"summary": ops.zeros_like(known), "bias": ops.zeros((b, length))}
     steps = {name: ops.concatenate([before[name], x], axis=1) for name, x in steps.items()}
     return steps, ops.concatenate([keys, k], axis=1), ops.concatenate([values, v], axis=1)
