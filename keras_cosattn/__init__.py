@@ -6,12 +6,20 @@ from keras_cosattn.attention import (
     LinearAttention,
     LowRankAttention,
     NystromAttention,
+    PerformerAttention,
     RecurrentMemoryAttention,
     RoutedAttention,
     SegmentedAttention,
     SoftmaxAttention,
 )
 from keras_cosattn.blocks import TransformerDecoder, TransformerEncoder
+from keras_cosattn.feature_maps import (
+    DPFPFeatures,
+    FeatureMap,
+    HedgehogFeatures,
+    PositiveFeatures,
+    TrigonometricFeatures,
+)
 from keras_cosattn.positions import (
     ALiBi,
     Position,
@@ -34,10 +42,15 @@ __all__ = [
     "CausalConv1D",
     "CausalDepthwiseConv1D",
     "CosFormerAttention",
+    "DPFPFeatures",
+    "FeatureMap",
+    "HedgehogFeatures",
     "LinearAttention",
+    "PerformerAttention",
     "PositionEmbedding",
     "LowRankAttention",
     "NystromAttention",
+    "PositiveFeatures",
     "RecurrentMemoryAttention",
     "RoutedAttention",
     "RunningMean",
@@ -47,5 +60,6 @@ __all__ = [
     "TransformerDecoder",
     "TransformerEncoder",
     "TransformerXL",
+    "TrigonometricFeatures",
     "XPos",
 ]

@@ -114,6 +114,50 @@ FEATURE_MAPS = {
     "identity": lambda x: x,
 }
 
+def taylor(x):
+    """`[1, y_i, y_i y_j / sqrt(2)]` for all i and j, `y = x / d^(1/4)`. Arora et al., 2024."""
+    y = x / x.shape[-1] ** 0.25
+    pairs = np.einsum("...i,...j->...ij", y, y).reshape(*x.shape[:-1], -1)
+    return np.concatenate([np.ones_like(x[..., :1]), y, pairs / np.sqrt(2)], axis=-1)
+
+
+def dpfp(x, nu):
+    """`r_i r_(i + j)`, `r = relu([x, -x])`, j = 1 ... nu. Schlag et al., 2021, eq. 37-38."""
+    r, n = np.maximum(np.concatenate([x, -x], axis=-1), 0), 2 * x.shape[-1]
+    products = [r[..., i] * r[..., (i + j) % n] for j in range(1, nu + 1) for i in range(n)]
+    return np.stack(products, axis=-1)
+
+
+def hedgehog(q, k, normalized, more):
+    """`[exp(W x + b), exp(-W x - b)]`, or each softmax, for each head. Zhang et al., 2024."""
+    q, k = (
+        np.stack(
+            [
+                x[:, :, head] @ more[f"{name}_feature_kernel"][head]
+                + more[f"{name}_feature_bias"][head]
+                for head in range(x.shape[2])
+            ],
+            axis=2,
+        )
+        for name, x in (("query", q), ("key", k))
+    )
+
+    def both(phi, x):
+        return np.concatenate([phi(x), phi(-x)], axis=-1)
+
+    if normalized:
+        return [both(lambda x: normalise(np.exp(x - x.max(-1, keepdims=True))), x) for x in (q, k)]
+    # Of each row of queries any factor is divided out.
+    q = np.exp(both(lambda x: x, q) - np.max(np.abs(q), axis=-1, keepdims=True))
+    return q, both(lambda x: np.exp(np.clip(x, -40, 30)), k)
+
+
+FEATURE_MAPS["taylor"] = taylor
+FEATURE_OBJECTS = {
+    "DPFPFeatures": lambda q, k, given, more: (dpfp(q, given.nu), dpfp(k, given.nu)),
+    "HedgehogFeatures": lambda q, k, given, more: hedgehog(q, k, given.normalized, more),
+}
+
 SLOPES = {
     "elu+1": lambda x: np.exp(np.minimum(x, 0)),
     "relu": lambda x: (x > 0).astype(x.dtype),
@@ -137,10 +181,13 @@ def _pull_back_softmax(d_weights, q, k, how, **_):
     return _pull_back_inner(d_weights * softmax_weights(q, k, how) / np.sqrt(q.shape[3]), q, k)
 
 
-def linear_weights(q, k, how=EVERYTHING, feature_map="elu+1", **_):
+def linear_weights(q, k, how=EVERYTHING, feature_map="elu+1", more=None, **_):
     """`phi(q_t) . phi(k_s)`. Katharopoulos et al., 2020, eq. 4."""
-    phi = FEATURE_MAPS[feature_map]
-    return inner(phi(q), phi(k)) * allowed(q.shape[1], k.shape[1], how)
+    if isinstance(feature_map, str):
+        q, k = FEATURE_MAPS[feature_map](q), FEATURE_MAPS[feature_map](k)
+    else:
+        q, k = FEATURE_OBJECTS[type(feature_map).__name__](q, k, feature_map, more)
+    return inner(q, k) * allowed(q.shape[1], k.shape[1], how)
 
 
 def _pull_back_linear(d_weights, q, k, how, feature_map="elu+1", **_):
@@ -148,6 +195,27 @@ def _pull_back_linear(d_weights, q, k, how, feature_map="elu+1", **_):
     d_inner = d_weights * allowed(q.shape[1], k.shape[1], how)
     d_q, d_k = _pull_back_inner(d_inner, phi(q), phi(k))
     return d_q * slope(q), d_k * slope(k)
+
+
+def performer_weights(q, k, how=EVERYTHING, features=None, more=None, **_):
+    """`sum_i phi_i(q_t) phi_i(k_s)` for the directions w_i in the columns of the projection.
+
+    `phi_i(x) = exp(w_i . x - |x|^2 / 2)` of `x / d^(1/4)`: Choromanski et al., 2021, lemma 1, with
+    the exponents of keys between -40 and 30. With a sigma, `sin(w_i . x)` and `cos(w_i . x)` of
+    `x / (sigma |x|)`: Peng et al., 2021, section 3.1.
+    """
+    projection = more["projection"]
+    if hasattr(features, "sigma"):
+        q, k = (
+            x / (features.sigma * np.linalg.norm(x, axis=-1, keepdims=True)) @ projection
+            for x in (q, k)
+        )
+        phi = [np.concatenate([np.sin(x), np.cos(x)], axis=-1) for x in (q, k)]
+    else:
+        q, k = (x / q.shape[3] ** 0.25 for x in (q, k))
+        q, k = (x @ projection - np.sum(x**2, axis=-1, keepdims=True) / 2 for x in (q, k))
+        phi = [np.exp(q - np.max(q, axis=-1, keepdims=True)), np.exp(np.clip(k, -40, 30))]
+    return inner(*phi) * allowed(q.shape[1], k.shape[1], how)
 
 
 def cosine_table(t, s, how=EVERYTHING, max_length=None, horizon=None):
@@ -430,6 +498,7 @@ def projected(name, weights, query, value, key=None, how=EVERYTHING, **arguments
 
 def _float64(*arrays):
     return [np.asarray(x, np.float64) for x in arrays]
+    "PerformerAttention": performer_weights,
 
 
 # What stands beside attention. A masked step does not exist; zeros stand where it was.

@@ -58,6 +58,25 @@ VARIANTS = {
 # t, s (None: self-attention), grouped heads, how it is called.
 CALLS = {
     "self_1": (1, None, False, {}),
+    "taylor": ("LinearAttention", {"feature_map": "taylor"}),
+    "positive": ("PerformerAttention", {"num_random_features": 12, "seed": 3}),
+    "trigonometric": (
+        "PerformerAttention",
+        {
+            "num_random_features": 48,
+            "features": keras_cosattn.TrigonometricFeatures(1.5),
+            "seed": 5,
+        },
+    ),
+    "lsh": (
+        "LSHAttention",
+        {"num_hashes": 3, "num_buckets": 4, "bucket_size": 5, "seed": 3},
+    ),
+    "clusters": ("ClusteredRoutingAttention", {"num_clusters": 3, "cluster_size": 5, "seed": 3}),
+    "papers_clusters": (
+        "ClusteredRoutingAttention",
+        {"num_clusters": 5, "cluster_size": 4, "strict": False, "seed": 3},
+    ),
     "self_13": (13, None, True, {}),
     "self_padded_64": (64, None, False, {"queries": "left"}),
     "cross_13_64": (13, 64, True, {"key": True}),

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
 FLOORS = [
     ["ops"],
     ["scope", "masks"],
-    ["positions", "temporal"],
+    ["positions", "temporal", "feature_maps"],
     ["attention"],
     ["blocks"],
     ["probe"],

@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 
-from keras_cosattn import attention
+from keras_cosattn import TrigonometricFeatures, attention
 
 OPTIONS = {
     "SoftmaxAttention": {"cache": {"max_length": 300}},
@@ -35,6 +35,26 @@ OPTIONS = {
         "summaries": {"segment_length": 3, "summaries": "attention", "max_length": 300},
     },
 }
+    "PerformerAttention": {
+        "positive": {"num_random_features": 12, "seed": 3},
+        "trigonometric": {
+            "num_random_features": 48,
+            "features": TrigonometricFeatures(1.5),
+            "seed": 5,
+        },
+    },
+    "LSHAttention": {
+        "buckets": {
+            "num_hashes": 2,
+            "num_buckets": 4,
+            "bucket_size": 4,
+            "max_length": 300,
+            "seed": 3,
+        },
+    },
+    "ClusteredRoutingAttention": {
+        "strict": {"num_clusters": 3, "cluster_size": 4, "max_length": 300, "seed": 3},
+    },
 """Name of a variant -> the arguments to test it with. One not named here is tested with none."""
 
 VARIANTS = [

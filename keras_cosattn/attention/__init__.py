@@ -5,6 +5,7 @@ from keras_cosattn.attention.cosformer import CosFormerAttention
 from keras_cosattn.attention.linear import LinearAttention
 from keras_cosattn.attention.low_rank import LowRankAttention
 from keras_cosattn.attention.nystrom import NystromAttention
+from keras_cosattn.attention.performer import PerformerAttention
 from keras_cosattn.attention.recurrent_memory import RecurrentMemoryAttention
 from keras_cosattn.attention.routed import RoutedAttention
 from keras_cosattn.attention.segmented import SegmentedAttention
@@ -14,6 +15,7 @@ __all__ = [
     "Attention",
     "CosFormerAttention",
     "LinearAttention",
+    "PerformerAttention",
     "RecurrentMemoryAttention",
     "LowRankAttention",
     "NystromAttention",

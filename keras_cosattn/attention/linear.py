@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_cosattn.attention.base import positive
 from keras_cosattn.attention.sums import SumsAttention
+from keras_cosattn.feature_maps import FeatureMap
 from keras_cosattn.ops import features
 from keras_cosattn.ops.chunked import CHUNK_SIZE
 from keras_cosattn.ops.linear import linear_attention, linear_weights
@@ -14,17 +15,18 @@ from keras_cosattn.ops.linear import linear_attention, linear_weights
 class LinearAttention(SumsAttention):
     """Linear attention: `out_t = phi(q_t) sum_s phi(k_s) v_s^T / phi(q_t) sum_s phi(k_s)`.
 
-    Both directions, causal, cross, packed; streams without end. O((t + s) d e) time and O(t + s)
-    memory per head, packed another O((t / chunk_size)^1.5 d e) time; a streamed step and its
-    float32 state are O(d e).
+    Both directions, causal, cross, packed; streams without end. With f features, d unless the map
+    says otherwise, O((t + s) f e) time and O((t + s) f) memory per head, packed another
+    O((t / chunk_size)^1.5 f e) time; a streamed step and its float32 state are O(f e).
     Katharopoulos et al., 2020, eq. 4-12.
 
     Args:
         num_heads, key_dim, **kwargs: as `Attention`.
-        feature_map: phi: `"elu+1"`, `"relu"`, `"squared_relu"`, `"identity"`, or a function
-            `(b, t, h, d) -> (b, t, h, f)`, registered with Keras if the layer is to be saved.
-            With `"identity"` weights can be negative, and the output is large where they nearly
-            cancel.
+        feature_map: phi: `"elu+1"`, `"relu"`, `"squared_relu"`, `"identity"`, `"taylor"` (f =
+            (d + 1) (d + 2) / 2), `DPFPFeatures(nu)` (2 d nu), `HedgehogFeatures()` (2 d, learned),
+            or a function `(b, t, h, d) -> (b, t, h, f)`, registered with Keras if the layer is to
+            be saved. With `"identity"` weights can be negative, and the output is large where
+            they nearly cancel.
         chunk_size: steps per chunk of the causal form.
     """
 
@@ -32,14 +34,27 @@ class LinearAttention(SumsAttention):
         super().__init__(num_heads, key_dim, **kwargs)
         if isinstance(feature_map, dict):
             feature_map = keras.saving.deserialize_keras_object(feature_map)
+        if isinstance(feature_map, FeatureMap):
+            # With weights of its own, though other layers were given the same object.
+            feature_map = feature_map.from_config(feature_map.get_config())
         self.feature_map = feature_map
         self.chunk_size = positive("chunk_size", chunk_size)
         self._phi = features.get(feature_map)
 
+    def build(self, query_shape, value_shape, key_shape=None):
+        super().build(query_shape, value_shape, key_shape)
+        if isinstance(self.feature_map, FeatureMap):
+            heads = self.num_heads, self.num_key_value_heads
+            self.feature_map.build(*((None, None, h, self.key_dim) for h in heads))
+
+    def _features(self, q, k):
+        if isinstance(self.feature_map, FeatureMap):
+            return self.feature_map(q, k)
+        return self._phi(q), self._phi(k)
+
     def _sums(self, q, k, v, how, state):
         return linear_attention(
-            self._phi(q),
-            self._phi(k),
+            *self._features(q, k),
             v,
             causal=how.causal,
             mask=how.key,
@@ -50,8 +65,7 @@ class LinearAttention(SumsAttention):
 
     def _weights(self, q, k, how):
         return linear_weights(
-            self._phi(q),
-            self._phi(k),
+            *self._features(q, k),
             causal=how.causal,
             query_mask=how.query,
             mask=how.key,
@@ -59,7 +73,10 @@ class LinearAttention(SumsAttention):
         )
 
     def _state_spec(self):
-        size = self._phi(ops.ones((1, 1, self.num_key_value_heads, self.key_dim))).shape[-1]
+        if isinstance(self.feature_map, FeatureMap):
+            size = self.feature_map.size(self.key_dim)
+        else:
+            size = self._phi(ops.ones((1, 1, self.num_key_value_heads, self.key_dim))).shape[-1]
         return {"sums": ((self.num_key_value_heads, size, self.value_dim + 1), "float32")}
 
     def get_config(self):

@@ -27,6 +27,25 @@ class SumsAttention(Attention):
         """Name -> (shape without the batch axis, dtype) of the state."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_state_spec`.")
 
+    def _turn(self, q, k, how, state):
+        """Queries and keys with an encoding's positions in them, and the state to go on from.
+
+        For the variants that accept encodings, to call in `_sums` and `_weights`. Their state then
+        has the entries of `_position_spec`.
+        """
+        if self.position is None:
+            return q, k, {}
+        segments = masks.segment_numbers(how.segments)
+        start = None if state is None else state["position"]
+        q_count = masks.counts(ops.shape(q)[1], how.query, segments, start)
+        k_count = masks.counts(ops.shape(k)[1], how.key, segments, start)
+        q, k, _ = self._place(q, k, ops.maximum(q_count - 1, 0), ops.maximum(k_count - 1, 0))
+        return q, k, {} if state is None else {"position": k_count[:, -1]}
+
+    def _position_spec(self):
+        """What `_turn` keeps: how many steps there have been."""
+        return {} if self.position is None else {"position": ((), "int32")}
+
     def _attend(self, q, k, v, how, training, return_weights):
         weights = self._weights(q, k, how) if return_weights else None
         restore = None
