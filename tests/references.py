@@ -379,14 +379,129 @@ def segmented_weights(
     return weights + far * np.exp(inner(q, means) / scale) * count * own
 
 
+def compressive_memory_weights(
+    q, k, how=EVERYTHING, segment_length=64, delta_rule=False, *, more, **_
+):
+    """`g w_mem + (1 - g) w_local` with `g = sigmoid(beta)`. Munkhdalai et al., 2024, eq. 2-10.
+
+    w_local is softmax over the segment up to t. w_mem reads the segments before it: without the
+    delta rule `sigma(q_t) . sigma(k_s)`, normalised; with it, the memory is written out as the
+    matrix M `(d, s)` that multiplies all values.
+    """
+    t, s, heads = q.shape[1], k.shape[1], q.shape[2]
+    query, key = _both_positions(t, s, how)
+    seen = np.broadcast_to(allowed(t, s, how), (len(q), 1, t, s))
+    start = query // segment_length * segment_length
+    logits = np.where(seen & (key >= start), inner(q, k) / np.sqrt(q.shape[3]), -np.inf)
+    largest = np.max(logits, axis=-1, keepdims=True)
+    local = normalise(np.exp(logits - np.where(np.isfinite(largest), largest, 0)))
+    phi_q, phi_k = (FEATURE_MAPS["elu+1"](x) for x in (q, _each_head(k, heads)))
+    past = seen & (key < start)
+    if delta_rule:
+        key = np.broadcast_to(key, past.shape)
+        memory = np.zeros((len(q), heads, t, s))
+        for b, h, i in np.ndindex(memory.shape[:3]):
+            memory[b, h, i] = _read_by_delta_rule(
+                phi_q[b, i, h], phi_k[b, :, h], past[b, 0, i], key[b, 0, i] // segment_length
+            )
+    else:
+        memory = normalise(inner(phi_q, phi_k) * past)
+    gate = 1 / (1 + np.exp(-more["gate"]))[:, None, None]
+    return gate * memory + (1 - gate) * local
+
+
+def _read_by_delta_rule(q, k, sees, segment):
+    """`q M / q z` after the seen segments of k have been written, `(s,)`."""
+    matrix, total = np.zeros((k.shape[1], len(k))), np.zeros(k.shape[1])
+    for number in np.unique(segment[sees]):
+        own = sees & (segment == number)
+        known = _divide(k[own] @ matrix, (k[own] @ total)[:, None])
+        matrix = matrix + k[own].T @ (np.eye(len(k))[own] - known)
+        total = total + np.sum(k[own], axis=0)
+    return _divide(q @ matrix, q @ total)
+
+
+def _in_one_sequence(bucket, how):
+    """Which pairs of real steps share segment and bucket, `(b, h, t, t)`, of `bucket (b, t, h)`."""
+    bucket, t = np.swapaxes(bucket, 1, 2), bucket.shape[1]
+    same = bucket[:, :, :, None] == bucket[:, :, None, :]
+    return same & allowed(t, t, how._replace(causal=False))
+
+
+def _near_in_bucket(bucket, size, how):
+    """Pairs of one bucket, in one chunk of `size` of its steps or the query's one later.
+
+    A step's chunk is the number of earlier steps in its bucket, divided by `size`.
+    """
+    t = bucket.shape[1]
+    same = _in_one_sequence(bucket, how)
+    chunk = np.sum(same & np.tri(t, k=-1, dtype=bool), axis=-1) // size
+    back = chunk[:, :, :, None] - chunk[:, :, None, :]
+    return same & (back >= 0) & (back <= 1) & allowed(t, t, how)
+
+
+def _unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def lsh_weights(q, k, how=EVERYTHING, more=None, num_hashes=4, num_buckets=32, bucket_size=64, **_):
+    """`exp(q_t . k_s / sqrt(d))`, `k = q / ||q||`, where t sees s in a round of hashing.
+
+    Kitaev et al., 2020, section 2, with chunks inside each bucket; a step's own key only if there
+    is no other. A pair seen in two rounds counts once.
+    """
+    seen = np.zeros((1, 1, 1, 1), bool)
+    for round in range(num_hashes):
+        half = num_buckets // 2
+        bucket = np.zeros(q.shape[:3], int)
+        if half:
+            rotations = more["rotations"][:, :, round * half : (round + 1) * half]
+            turned = np.einsum("bthd,hdf->bthf", q, rotations)
+            bucket = np.argmax(np.concatenate([turned, -turned], axis=-1), axis=-1)
+        seen = seen | _near_in_bucket(bucket, bucket_size, how)
+    own = np.eye(q.shape[1], dtype=bool)
+    others = seen & ~own
+    seen = np.where(np.any(others, axis=-1, keepdims=True), others, seen & own)
+    return np.exp(inner(q, _unit(q)) / np.sqrt(q.shape[3])) * seen
+
+
+def clustered_routing_weights(q, k, how=EVERYTHING, more=None, cluster_size=64, strict=True, **_):
+    """`exp(sqrt(d) x_t . x_s)`, x the unit q, divided by its sum over a cluster.
+
+    Roy et al., 2021, algorithm 1: a cluster has the steps most similar to its centroid, and the
+    result of a step is the mean over its clusters. Causal and strict: as LSH, with the nearest
+    centroid for the bucket.
+    """
+    x, centroids, (b, t) = _unit(q), _unit(more["centroids"]), q.shape[:2]
+    similarity = np.einsum("bthd,hkd->bhkt", x, centroids)
+    weights = np.exp(inner(x, x) * np.sqrt(q.shape[3]))
+    if how.causal and strict:
+        nearest = np.swapaxes(np.argmax(similarity, axis=2), 1, 2)
+        return normalise(weights * _near_in_bucket(nearest, cluster_size, how))
+    alone = _in_one_sequence(np.zeros((b, t, 1), int), how)  # (b, 1, t, t)
+    total, times = 0, 0
+    for cluster in range(centroids.shape[1]):
+        each = similarity[:, :, cluster]
+        closer = each[:, :, None, :] > each[:, :, :, None]
+        member = np.sum(closer & alone, axis=-1) < cluster_size
+        pairs = member[..., None] & member[:, :, None, :] & alone
+        total = total + normalise(weights * pairs * allowed(t, t, how))
+        times = times + np.any(pairs, axis=-1, keepdims=True)
+    return total / np.maximum(times, 1)
+
+
 REFERENCES = {
     "SoftmaxAttention": softmax_weights,
     "LinearAttention": linear_weights,
     "CosFormerAttention": cosformer_weights,
+    "PerformerAttention": performer_weights,
     "RecurrentMemoryAttention": recurrent_memory_weights,
+    "CompressiveMemoryAttention": compressive_memory_weights,
     "LowRankAttention": low_rank_weights,
     "NystromAttention": nystrom_weights,
     "SegmentedAttention": segmented_weights,
+    "LSHAttention": lsh_weights,
+    "ClusteredRoutingAttention": clustered_routing_weights,
 }
 
 PULL_BACKS = {
@@ -395,7 +510,12 @@ PULL_BACKS = {
     "CosFormerAttention": _pull_back_cosformer,
 }
 
-FINAL = {"LowRankAttention", "NystromAttention"}
+FINAL = {
+    "LowRankAttention",
+    "NystromAttention",
+    "CompressiveMemoryAttention",
+    "ClusteredRoutingAttention",
+}
 """Variants whose weights are not divided by their sum."""
 
 
@@ -498,7 +618,6 @@ def projected(name, weights, query, value, key=None, how=EVERYTHING, **arguments
 
 def _float64(*arrays):
     return [np.asarray(x, np.float64) for x in arrays]
-    "PerformerAttention": performer_weights,
 
 
 # What stands beside attention. A masked step does not exist; zeros stand where it was.

@@ -32,6 +32,11 @@ VARIANTS = {
     "max_length": ("CosFormerAttention", {"max_length": 1003}),
     "horizon": ("CosFormerAttention", {"horizon": 26}),
     # With a memory gradients are not those of the sum: tests/test_recurrent_memory.py.
+    "compressive": ("CompressiveMemoryAttention", {"segment_length": 5}),
+    "compressive_delta": (
+        "CompressiveMemoryAttention",
+        {"segment_length": 8, "delta_rule": True},
+    ),
     "no_memory": ("RecurrentMemoryAttention", {"segment_length": 5, "memory_length": 0}),
     "routed": (
         "RoutedAttention",
@@ -53,11 +58,6 @@ VARIANTS = {
         {"segment_length": 4, "look_back": 1, "summaries": "mean"},
     ),
     "segmented_attention": ("SegmentedAttention", {"segment_length": 7, "summaries": "attention"}),
-}
-
-# t, s (None: self-attention), grouped heads, how it is called.
-CALLS = {
-    "self_1": (1, None, False, {}),
     "taylor": ("LinearAttention", {"feature_map": "taylor"}),
     "positive": ("PerformerAttention", {"num_random_features": 12, "seed": 3}),
     "trigonometric": (
@@ -77,6 +77,11 @@ CALLS = {
         "ClusteredRoutingAttention",
         {"num_clusters": 5, "cluster_size": 4, "strict": False, "seed": 3},
     ),
+}
+
+# t, s (None: self-attention), grouped heads, how it is called.
+CALLS = {
+    "self_1": (1, None, False, {}),
     "self_13": (13, None, True, {}),
     "self_padded_64": (64, None, False, {"queries": "left"}),
     "cross_13_64": (13, 64, True, {"key": True}),

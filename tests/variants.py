@@ -14,13 +14,14 @@ OPTIONS = {
         "endless": {"horizon": 8},
         "paper": {},
     },
+    "CompressiveMemoryAttention": {
+        "sums": {"segment_length": 4},
+        "delta_rule": {"segment_length": 3, "delta_rule": True},
+    },
     "RecurrentMemoryAttention": {"uneven": {"segment_length": 4, "memory_length": 6}},
     "RoutedAttention": {
         "any_way": {"paths": [("LinearAttention", {}), ("SoftmaxAttention", {})]},
-        "streams": {
-            "paths": [("CosFormerAttention", {"horizon": 8}), ("LinearAttention", {})],
-            "routing_iterations": 2,
-        },
+        "streams": {"paths": [("CosFormerAttention", {"horizon": 8}), ("LinearAttention", {})]},
     },
     "LowRankAttention": {
         "each_head": {"max_length": 31, "rank": 5, "share_heads": False},
@@ -34,7 +35,6 @@ OPTIONS = {
         "windows": {"segment_length": 4, "look_back": 1},
         "summaries": {"segment_length": 3, "summaries": "attention", "max_length": 300},
     },
-}
     "PerformerAttention": {
         "positive": {"num_random_features": 12, "seed": 3},
         "trigonometric": {
@@ -55,6 +55,7 @@ OPTIONS = {
     "ClusteredRoutingAttention": {
         "strict": {"num_clusters": 3, "cluster_size": 4, "max_length": 300, "seed": 3},
     },
+}
 """Name of a variant -> the arguments to test it with. One not named here is tested with none."""
 
 VARIANTS = [
@@ -107,8 +108,14 @@ STREAMING = that_can("causal", "stream")
 BIDIRECTIONAL = that_can("both ways")
 DIRECTIONS = [(name, True) for name in CAUSAL] + [(name, False) for name in BIDIRECTIONAL]
 CROSS = [(name, causal) for name, causal in DIRECTIONS if "cross" not in CANNOT[name]]
-SPARSE = {"SegmentedAttention-windows"}
+SPARSE = {"SegmentedAttention-windows", "LSHAttention-buckets", "ClusteredRoutingAttention-strict"}
 """Cases in which a step may see few of the others, even of a short sequence."""
+ONE_BUCKET = {
+    "LSHAttention": {"num_buckets": 1},
+    "ClusteredRoutingAttention": {"num_clusters": 1, "cluster_size": 300},
+}
+"""Arguments with which a variant has no keys to choose: where two are all but equally near, a
+coarser rounding chooses the other, and the output jumps."""
 PLAIN = {"SoftmaxAttention", "LinearAttention", "CosFormerAttention"}
 """Variants whose weights are those of `keras.layers.MultiHeadAttention`."""
 

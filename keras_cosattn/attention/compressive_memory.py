@@ -1,0 +1,112 @@
+"""Attention to a segment and to a compressed memory of all segments before it."""
+
+import keras
+from keras import ops
+
+from keras_cosattn.attention.base import Attention, positive, real_steps_first
+from keras_cosattn.ops import masks
+from keras_cosattn.ops.blocks import window_attention, window_length
+from keras_cosattn.ops.compressive import compressive_memory
+
+
+@keras.saving.register_keras_serializable("keras_cosattn")
+class CompressiveMemoryAttention(Attention):
+    """Infini-attention: softmax inside a segment, and a memory of all segments before it.
+
+    `out_t = g A_mem + (1 - g) A_local`, g = sigmoid(beta) learned for each head. A_local is causal
+    softmax attention among the C steps of the segment of t.
+    `A_mem = sigma(q_t) M / sigma(q_t) z`, sigma = elu + 1, reads the finished segments: each is
+    written at its end, `M <- M + sigma(K)^T V`, `z <- z + sum_s sigma(k_s)`, or by the delta rule
+    `M <- M + sigma(K)^T (V - sigma(K) M / sigma(K) z)`. In the first segment A_mem is zero, and
+    the gate is as it is.
+
+    Causal, cross, packed; streams without end. O(t (C (d + e) + d e)) time and
+    O(t (C + d e / C)) memory per head, packed another O((t / C)^1.5 d e) time; with the delta rule
+    the segments are a loop. A streamed step is O(C (d + e) + d e), the float32 state
+    O(C (d + e) + d e). Dropout acts on the weights of A_local, `position` on its scores: the
+    memory has no positions. Munkhdalai et al., 2024, eq. 2-10.
+
+    Where we leave the paper: the projections before the memory and the segment are those of one
+    layer for steps of any number, segments being a matter of the layer; nothing else.
+
+    Args:
+        num_heads, key_dim, **kwargs: as `Attention`.
+        segment_length: C.
+        delta_rule: write only what the memory does not give yet.
+    """
+
+    accepts_positions = ("encoding", "bias")
+
+    def __init__(self, num_heads, key_dim, *, segment_length=64, delta_rule=False, **kwargs):
+        super().__init__(num_heads, key_dim, **kwargs)
+        self.segment_length = positive("segment_length", segment_length)
+        self.delta_rule = delta_rule
+
+    def build(self, query_shape, value_shape, key_shape=None):
+        super().build(query_shape, value_shape, key_shape)
+        self.gate = self.add_weight(
+            name="gate", shape=(self.num_heads,), initializer="zeros", autocast=False
+        )
+
+    @property
+    def cannot(self):
+        """What the layer refuses: use -> reason."""
+        return {
+            "both ways": "its memory is of the past. Call it with `use_causal_mask=True`, or use "
+            "LinearAttention, whose sums may run over everything."
+        }
+
+    def _mix(self, q, k, v, how, training):
+        q, k, v, how, restore = real_steps_first(q, k, v, how)
+        segments = masks.segment_numbers(how.segments)
+        mixed, _ = self._both(q, k, v, training, mask=how.key, segments=segments)
+        return mixed if restore is None else masks.take_steps(mixed, restore)
+
+    def _attend_in_stream(self, q, k, v, mask, stream, training):
+        length, heads = window_length(self.segment_length, 0), self.num_key_value_heads
+        sums = ((heads, self.key_dim, self.value_dim + 1), "float32")
+        slot, state = stream.read(
+            self,
+            ops.shape(q)[0],
+            key=((length, heads, self.key_dim), "float32"),
+            value=((length, heads, self.value_dim), "float32"),
+            position=((), "int32"),
+            sums=sums,
+            pending=sums,
+        )
+        restore = None
+        if mask is not None:
+            order, restore = masks.real_first(mask)
+            q, k, v, mask = (masks.take_steps(x, order) for x in (q, k, v, mask))
+        mixed, state = self._both(q, k, v, training, mask=mask, state=state)
+        stream.write(slot, state)
+        return mixed if restore is None else masks.take_steps(mixed, restore)
+
+    def _both(self, q, k, v, training, **options):
+        """The segment and the memory, mixed by the gate; and the new state."""
+        local, state = window_attention(
+            q,
+            k,
+            v,
+            size=self.segment_length,
+            causal=True,
+            place=self._place,
+            dropout=self._drop(training),
+            **options,
+        )
+        memory, sums = compressive_memory(
+            q, k, v, size=self.segment_length, delta_rule=self.delta_rule, **options
+        )
+        gate = ops.expand_dims(ops.sigmoid(ops.cast(self.gate, memory.dtype)), -1)
+        mixed = gate * memory + (1.0 - gate) * local
+        if state is None:
+            return mixed, None
+        state |= {name: ops.cast(state[name], "float32") for name in ("key", "value")}
+        return mixed, state | sums
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "segment_length": self.segment_length,
+            "delta_rule": self.delta_rule,
+        }
