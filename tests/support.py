@@ -127,8 +127,9 @@ def random_segments(rng, b, length):
 def layer_weights(layer, trainable=None):
     """The weights of an attention layer as `references.projected` takes them, in float64.
 
-    Pairs of kernel and bias for its projections; all else by its name, in "more". `trainable` are
-    arrays to take in place of the layer's trainable variables.
+    Pairs of kernel and bias for its projections; all else by its name, in "more"; and a list of
+    such dicts for its `paths`, if it has some. `trainable` are arrays to take in place of the
+    layer's trainable variables.
     """
     own = [] if trainable is None else layer.trainable_variables
     given = {id(w): x for w, x in zip(own, trainable or (), strict=True)}
@@ -137,6 +138,13 @@ def layer_weights(layer, trainable=None):
         x = given.get(id(x), x)
         return np.asarray(keras.ops.convert_to_numpy(x), np.float64)
 
+    return _weights_by_name(layer, exact)
+
+
+def _weights_by_name(layer, exact):
+    if hasattr(layer, "paths"):
+        paths = [_weights_by_name(path, exact) for path in layer.paths]
+        return {"paths": paths, "more": {"route_kernel": exact(layer.route_kernel)}}
     parts = {
         "query": layer.query_dense,
         "value": layer.value_dense,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from references import How, projected
 from support import BACKEND, assert_close, layer_weights
-from variants import CASES, STREAMING, build, inputs
+from variants import CASES, STREAMING, build, inputs, layer_of
 
 import keras_cosattn
 from keras_cosattn import (
@@ -69,7 +69,7 @@ def test_every_streaming_variant_becomes_a_tflite_file_of_builtins(case, tmp_pat
     from ai_edge_litert.interpreter import Interpreter
 
     cls, arguments = CASES[case]
-    model = causal(cls(4, 5, num_key_value_heads=2, **arguments))
+    model = causal(layer_of(cls, 4, 5, num_key_value_heads=2, **arguments))
     path = tmp_path / "model.tflite"
     report = exporting.to_tflite(model, path)
     assert set(report.differences) == {"serve", "prefill", "step"}
