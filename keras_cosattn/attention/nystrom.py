@@ -31,8 +31,9 @@ class NystromAttention(Attention):
     Args:
         num_heads, key_dim, **kwargs: as `Attention`.
         num_landmarks: L.
-        pinv_iterations: steps towards the Moore-Penrose inverse. More come nearer to it where
-            landmarks are alike.
+        pinv_iterations: steps towards the Moore-Penrose inverse. Where landmarks are alike, more
+            come nearer to it, until about 16: then singular values that are but rounding are
+            inverted too.
         conv_kernel_size: add a convolution of each head's values along time, over this odd number
             of steps; for self-attention. None adds none. A step that is masked as a value gets
             none.
