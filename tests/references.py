@@ -555,7 +555,73 @@ def routed_attention(weights, query, value, key, how, paths=(), routing_iteratio
     return np.einsum("btp,pbtm->btm", routes, outputs)
 
 
-WHOLE = {"RoutedAttention": routed_attention}
+def hierarchical_attention(
+    weights, query, value, key, how, unit_sizes=(16, 16), aggregator="attention", unit_ids=None
+):
+    """Each level's softmax inside its units, and what the units got from the level above.
+
+    `aggregator` may be a function of a unit's steps `(c, m) -> (m')`.
+    """
+    more = weights["more"]
+
+    def project(x, name, level):
+        kernel, bias = (
+            weights[name]
+            if level == 0
+            else (more[f"{name}_{level + 1}/{part}"] for part in ("kernel", "bias"))
+        )
+        return np.einsum("tm,mhd->thd", x, kernel) + bias
+
+    def aggregate(x, level):
+        if callable(aggregator):
+            return aggregator(x)
+        if aggregator == "mean":
+            return x.mean(axis=0)
+        return _softmax(x @ more[f"pool_query_{level + 1}"][0] / np.sqrt(x.shape[1])) @ x
+
+    def units_of(n, level, ids):
+        if level == len(unit_sizes):
+            return [np.arange(n)]
+        runs = np.split(np.arange(n), np.flatnonzero(np.diff(ids)) + 1)
+        size = unit_sizes[level]
+        return [run[i : i + size] for run in runs for i in range(0, len(run), size)]
+
+    def mixed(x, level, ids):
+        q, k, v = (project(x, name, level) for name in ("query", "key", "value"))
+        k, v = (np.repeat(y, q.shape[1] // y.shape[1], axis=1) for y in (k, v))
+        out, units = np.zeros((*q.shape[:2], v.shape[2])), units_of(len(x), level, ids)
+        for unit in units:
+            for i, h in np.ndindex(len(unit), q.shape[1]):
+                seen = unit[: i + 1] if how.causal else unit
+                logits = k[seen, h] @ q[unit[i], h] / np.sqrt(q.shape[2])
+                out[unit[i], h] = _softmax(logits) @ v[seen, h]
+        if level == len(unit_sizes):
+            return out
+        above = np.stack([aggregate(x[unit], level) for unit in units])
+        above = mixed(above, level + 1, np.zeros(len(units)))
+        for u, unit in enumerate(units):
+            if not how.causal:
+                out[unit] += above[u]
+            elif u > 0:
+                out[unit] += above[u - 1]
+        return out
+
+    kernel, bias = weights["attention_output"]
+    x = np.asarray(query, np.float64)
+    outputs = np.zeros((*x.shape[:2], kernel.shape[-1])) + bias
+    for b in range(len(x)):
+        real = _real(how.key_mask, b, x.shape[1])
+        if len(real):
+            ids = np.zeros(len(real)) if unit_ids is None else segments(unit_ids)[b, real]
+            found = mixed(x[b, real], 0, ids)
+            outputs[b, real] += np.einsum("the,hem->tm", found, kernel)
+    return outputs
+
+
+WHOLE = {
+    "RoutedAttention": routed_attention,
+    "HierarchicalAttention": hierarchical_attention,
+}
 """Class name -> function `(weights, query, value, key, how, **arguments) -> (b, t, m)`."""
 
 

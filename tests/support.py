@@ -157,5 +157,11 @@ def _weights_by_name(layer, exact):
         for name, part in parts.items()
     }
     projections = {id(w) for part in parts.values() for w in part.weights}
-    more = {w.name: exact(w) for w in layer.weights if id(w) not in projections}
+    rest = [w for w in layer.weights if id(w) not in projections]
+    names = [w.name for w in rest]
+    # Where two have one name, with that of the layer they are in.
+    more = {
+        w.name if names.count(w.name) == 1 else "/".join(w.path.split("/")[-2:]): exact(w)
+        for w in rest
+    }
     return {**pairs, "more": more} if more else pairs

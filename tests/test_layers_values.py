@@ -77,6 +77,8 @@ VARIANTS = {
         "ClusteredRoutingAttention",
         {"num_clusters": 5, "cluster_size": 4, "strict": False, "seed": 3},
     ),
+    "hierarchical_two": ("HierarchicalAttention", {"unit_sizes": (8,), "aggregator": "mean"}),
+    "hierarchical_three": ("HierarchicalAttention", {"unit_sizes": (5, 4)}),
 }
 
 # t, s (None: self-attention), grouped heads, how it is called.

@@ -55,6 +55,10 @@ OPTIONS = {
     "ClusteredRoutingAttention": {
         "strict": {"num_clusters": 3, "cluster_size": 4, "max_length": 300, "seed": 3},
     },
+    "HierarchicalAttention": {
+        "two": {"unit_sizes": (4,)},
+        "three": {"unit_sizes": (3, 2), "aggregator": "mean"},
+    },
 }
 """Name of a variant -> the arguments to test it with. One not named here is tested with none."""
 

@@ -4,6 +4,7 @@ from keras_cosattn.attention.base import Attention
 from keras_cosattn.attention.clustered_routing import ClusteredRoutingAttention
 from keras_cosattn.attention.compressive_memory import CompressiveMemoryAttention
 from keras_cosattn.attention.cosformer import CosFormerAttention
+from keras_cosattn.attention.hierarchical import HierarchicalAttention
 from keras_cosattn.attention.linear import LinearAttention
 from keras_cosattn.attention.low_rank import LowRankAttention
 from keras_cosattn.attention.lsh import LSHAttention
@@ -19,6 +20,7 @@ __all__ = [
     "ClusteredRoutingAttention",
     "CompressiveMemoryAttention",
     "CosFormerAttention",
+    "HierarchicalAttention",
     "LSHAttention",
     "LinearAttention",
     "LowRankAttention",

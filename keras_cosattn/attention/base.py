@@ -161,6 +161,7 @@ class Attention(keras.layers.Layer):
         training=None,
         use_causal_mask=False,
         segment_ids=None,
+        **more,
     ):
         key = value if key is None else key
         self._check_inputs(query.shape, value.shape, key.shape)
@@ -169,7 +170,7 @@ class Attention(keras.layers.Layer):
         )._replace(causal=use_causal_mask)
         stream = scope.current()
         self._check_use(how, stream, return_attention_scores)
-        q, k, v = self._project(query, key, value)
+        q, k, v = self._project(query, key, value, **more)
         if stream is None:
             mixed, weights = self._attend(q, k, v, how, training, return_attention_scores)
         else:
@@ -249,7 +250,10 @@ class Attention(keras.layers.Layer):
         return Masks(query_mask, key_mask, segment_ids, attention_mask)
 
     def _project(self, query, key, value):
-        """What `_attend` takes: q `(b, t, h, d)`, k `(b, s, hk, d)`, v `(b, s, hk, e)`."""
+        """What `_attend` takes: q `(b, t, h, d)`, k `(b, s, hk, d)`, v `(b, s, hk, e)`.
+
+        A variant whose `call` has more arguments hands them on and finds them here.
+        """
         q = self.query_dense(query)
         k = q if self.shares_query_and_key else self.key_dense(key)
         return q, k, self.value_dense(value)

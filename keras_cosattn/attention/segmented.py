@@ -151,8 +151,8 @@ class SegmentedAttention(Attention):
     def _segmented(self, q, k, v, training, **options):
         attend = window_attention
         if self.summaries is not None:
-            pool = functools.partial(segmented.pool, query=self.summary_query)
-            attend = functools.partial(segmented.segmented_attention, pool=pool)
+            summarise = functools.partial(segmented.summary, query=self.summary_query)
+            attend = functools.partial(segmented.segmented_attention, summarise=summarise)
         reach = self.look_back * self.segment_length
         return attend(
             q,

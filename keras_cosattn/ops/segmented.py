@@ -9,28 +9,17 @@ from keras import ops
 
 from keras_cosattn.ops import arrays, cache, dense, masks
 from keras_cosattn.ops.blocks import window_attention
+from keras_cosattn.ops.pool import pool
 
 
-def pool(k, v, real, query=None):
-    """The mean of keys and of values, weighted: `sum_s softmax_s(u . k_s / sqrt(d)) [k_s, v_s]`.
-
-    Args:
-        k, v: `(z, C, hk, d)` and `(z, C, hk, e)`; finite.
-        real: `(z, C)`, the steps that take part; zero if there is none.
-        query: u, `(hk, d)`; None is the plain mean.
-
-    Returns `(z, hk, d)` and `(z, hk, e)`, float32. O(C (d + e)) time for each.
-    """
-    u = arrays.accumulate(k[:, :1]) * 0.0
-    if query is not None:
-        u = u + arrays.accumulate(query)
-    allowed = ops.expand_dims(ops.expand_dims(real, 1), 1)
-    key, weights = dense.attend(u, k, k, allowed)
-    return key[:, 0], dense.mix(weights, arrays.accumulate(v))[:, 0]
+def summary(k, v, real, query=None):
+    """One key and one value `(z, hk, d or e)` of C steps, weighted as in `pool` of the keys."""
+    key, weights = pool(k, real, query)
+    return key, dense.mix(weights, arrays.accumulate(v))[:, 0]
 
 
 def segmented_attention(
-    q, k, v, *, size, pool, state=None, mask=None, segments=None, causal=False, **options
+    q, k, v, *, size, summarise, state=None, mask=None, segments=None, causal=False, **options
 ):
     """`window_attention` in which every query also attends to the segments that it does not see.
 
@@ -38,8 +27,8 @@ def segmented_attention(
     stands for c steps gets `+ log c`. If `causal`, these are finished segments of the past.
 
     Args:
-        pool: function of keys and values `(z, C, hk, d or e)` and the real steps `(z, C)` to one
-            key and one value `(z, hk, d or e)`, float32.
+        summarise: function of keys and values `(z, C, hk, d or e)` and of the real steps
+            `(z, C)` to one key and one value `(z, hk, d or e)`, float32.
         q, k, v, mask, segments, size, causal, **options: as `window_attention`.
         state: what an earlier call returned, or zeros: that of `window_attention`, and
             `{"summary_key", "summary_value": (b, m, hk, d or e)}`, the first m finished segments.
@@ -48,12 +37,12 @@ def segmented_attention(
     """
     k, v = arrays.zero_masked(k, mask), arrays.zero_masked(v, mask)
     if state is not None:
-        summaries = _summaries_in_stream(k, v, mask, state, size, pool)
+        summaries = _summaries_in_stream(k, v, mask, state, size, summarise)
         kept = {f"summary_{name}": summaries[name] for name in ("key", "value")}
     elif segments is not None:
-        summaries = _summaries_of_packed(k, v, mask, segments, size, pool)
+        summaries = _summaries_of_packed(k, v, mask, segments, size, summarise)
     else:
-        summaries = _summaries(k, v, mask, size, pool)
+        summaries = _summaries(k, v, mask, size, summarise)
     mixed, state = window_attention(
         q, k, v, size=size, mask=mask, segments=segments, causal=causal, state=state,
         summaries=summaries, **options,
@@ -61,17 +50,17 @@ def segmented_attention(
     return mixed, None if state is None else {**state, **kept}
 
 
-def _summaries(k, v, mask, size, pool):
+def _summaries(k, v, mask, size, summarise):
     """The summaries of a whole sequence: segment j is the steps from j C on."""
     b, s = ops.shape(k)[:2]
     m = -(-s // size)
     real = ops.ones((b, s), "bool") if mask is None else mask
     index = ops.expand_dims(ops.arange(m, dtype="int32") * size, 0) + ops.zeros((b, 1), "int32")
     parts = [arrays.fit_length(x, m * size) for x in (k, v, real)]
-    return _described(*parts, index, index, size, pool)
+    return _described(*parts, index, index, size, summarise)
 
 
-def _summaries_of_packed(k, v, mask, segments, size, pool):
+def _summaries_of_packed(k, v, mask, segments, size, summarise):
     """The summaries of packed sequences that are longer than one segment.
 
     Such a one of L > C steps has less than 2 L / C segments, so there are at most 2 t / C.
@@ -95,11 +84,11 @@ def _summaries_of_packed(k, v, mask, segments, size, pool):
     )
     of_first = ops.repeat(segments[:, ::size], size, axis=1)
     real = ops.logical_and(real, segments == of_first)
-    found = _described(k, v, real, first, position[:, ::size], size, pool)
+    found = _described(k, v, real, first, position[:, ::size], size, summarise)
     return {**found, "segment": segments[:, ::size]}
 
 
-def _summaries_in_stream(k, v, mask, state, size, pool):
+def _summaries_in_stream(k, v, mask, state, size, summarise):
     """The summaries of the finished segments that the state has, and of those that finish now."""
     b, t = ops.shape(k)[:2]
     length, m = state["key"].shape[1], state["summary_key"].shape[1]
@@ -117,7 +106,7 @@ def _summaries_in_stream(k, v, mask, state, size, pool):
         for name, x in (("key", k), ("value", v))
     ]
     parts = [ops.reshape(x, (-1, size, *x.shape[2:])) for x in parts]
-    found = pool(*parts, ops.ones((b * new, size), "bool"))
+    found = summarise(*parts, ops.ones((b * new, size), "bool"))
     found = [ops.reshape(x, (b, new, *x.shape[1:])) for x in found]
     key, value = (
         cache.append(state[f"summary_{name}"], x, ranks, finished)
@@ -134,7 +123,7 @@ def _summaries_in_stream(k, v, mask, state, size, pool):
     }
 
 
-def _described(k, v, real, index, position, size, pool):
+def _described(k, v, real, index, position, size, summarise):
     """Summaries of steps `(b, m C, ...)`, whose firsts have `index` and `position` `(b, m)`."""
     b, m = ops.shape(index)
 
@@ -143,7 +132,7 @@ def _described(k, v, real, index, position, size, pool):
 
     real = split(real)
     count = ops.reshape(ops.sum(ops.cast(real, "int32"), axis=1), (-1, m))
-    key, value = (ops.reshape(x, (b, m, *x.shape[1:])) for x in pool(split(k), split(v), real))
+    key, value = (ops.reshape(x, (b, m, *x.shape[1:])) for x in summarise(split(k), split(v), real))
     return {
         "key": key,
         "value": value,

@@ -1,0 +1,273 @@
+"""Attention inside units, between units, and between units of units."""
+
+import inspect
+
+import keras
+from keras import ops
+
+from keras_cosattn.attention.base import Attention, positive
+from keras_cosattn.ops import arrays, dense, hierarchy, masks
+from keras_cosattn.ops.pool import pool
+
+
+@keras.saving.register_keras_serializable("keras_cosattn")
+class HierarchicalAttention(Attention):
+    """Softmax attention inside units, whose aggregates are the steps of the next level.
+
+    As words, sentences, paragraphs. The steps of level 1 are the input's: `x1 = x`. At level l
+    each c_l steps are a unit, and an aggregator makes the units the steps of the level above:
+
+    `x(l+1)_u = G_l(xl_s, s in unit u)`
+    `yl_t = sum_s softmax_s(ql_t . kl_s / sqrt(d)) vl_s + y(l+1)_u(t)`, s in t's unit u(t)
+
+    and the layer's output is the projection of `y1`. Each level has projections of its own to
+    ql, kl, vl; at the top level all steps are one unit, and nothing is added. If causal, s <= t
+    and what is added is `y(l+1)_(u(t)-1)`, of the last finished unit: the parts of the past that
+    the levels see then fit together without a gap. Every step so reaches every other, or every
+    one of the past.
+
+    Units are of c_1 steps, or with `unit_ids` runs of equal ids (sentences), those of more than
+    c_1 steps cut after each c_1. Upper levels always have units of c_l steps.
+
+    Both directions, causal. For n steps O(n c_1 + (n / c_1) c_2 + ... + (n / (c_1 c_2 ...))^2)
+    times (d + e) in time, and without (d + e) in memory, per head: O(n max c) if the product of
+    the sizes is at least sqrt(n). With `unit_ids` and `max_units` U, O(n c_1 + U c_2 + ...
+    + (U / (c_2 ...))^2). Dropout acts on the weights.
+
+    Yang et al., 2016 (Hierarchical Attention Networks), section 2.2, eq. 5-10: units pooled with a
+    learned query. Zhu and Soricut, 2021 (H-Transformer-1D), section 4: near steps one by one, far
+    ones as aggregates.
+
+    Where we leave the papers: Yang et al. classify whole documents; here each step gets back what
+    its units found, and their pooling has a hidden layer where ours is
+    `softmax_s(u . x_s / sqrt(m))`. Zhu and Soricut have one projection for all levels, fixed
+    means, and one softmax over all of them.
+
+    The weights of `return_attention_scores` say how much of each step there is in what all levels
+    mix, and sum to the number of levels. They do not mix the values to the output, for each level
+    has values of its own.
+
+    Args:
+        num_heads, key_dim, **kwargs: as `Attention`.
+        unit_sizes: c_1, c_2, ...: one for each level but the top.
+        aggregator: G: "attention" (a learned query for each level), "mean", or a Keras layer
+            `(z, c, m) -> (z, m')`, of which each level gets a copy. Places where a unit has no
+            step are zero; if its `call` takes a `mask`, they are False there.
+        max_units: how many units of `unit_ids` there is room for; None is as many as steps.
+            With more, outputs are NaN: if causal those from there on, else all of the example.
+
+    Call arguments:
+        unit_ids: `(b, t)` integer: runs of equal ids are the units of level 1.
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        key_dim,
+        *,
+        unit_sizes=(16, 16),
+        aggregator="attention",
+        max_units=None,
+        **kwargs,
+    ):
+        super().__init__(num_heads, key_dim, **kwargs)
+        if not isinstance(unit_sizes, list | tuple) or not unit_sizes:
+            raise ValueError(
+                "`unit_sizes` must be a tuple of at least one size. "
+                f"Received: unit_sizes={unit_sizes!r}"
+            )
+        self.unit_sizes = tuple(positive("unit_sizes", size) for size in unit_sizes)
+        self.max_units = None if max_units is None else positive("max_units", max_units)
+        if isinstance(aggregator, dict):
+            aggregator = keras.saving.deserialize_keras_object(aggregator)
+        if aggregator not in ("attention", "mean") and not isinstance(aggregator, keras.Layer):
+            raise ValueError(
+                '`aggregator` must be "attention", "mean" or a Keras layer. '
+                f"Received: aggregator={aggregator!r}"
+            )
+        self._pooling = None if isinstance(aggregator, keras.Layer) else aggregator
+        self.aggregators = []
+        if self._pooling is None:
+            config = aggregator.get_config()
+            self.aggregators = [type(aggregator).from_config(config) for _ in unit_sizes]
+
+    @property
+    def aggregator(self):
+        """As given to the constructor; of a layer, the copy of level 1."""
+        return self._pooling or self.aggregators[0]
+
+    @property
+    def cannot(self):
+        """What the layer refuses: use -> reason."""
+        return {
+            "cross": "its units pair each query with the keys of the same steps. "
+            "Use SegmentedAttention with `summaries`.",
+            "packed": "a row has room for its own units only, and each packed sequence begins new "
+            "ones at every level. Give each sequence a row.",
+            "stream": "its upper levels are computed from whole units. "
+            "Use SegmentedAttention with `summaries`.",
+        }
+
+    def build(self, query_shape, value_shape, key_shape=None):
+        super().build(query_shape, value_shape, key_shape)
+        self.upper_query_dense, self.upper_key_dense, self.upper_value_dense = [], [], []
+        self._pool_queries = []
+        shape = tuple(query_shape)
+        shared = self.num_key_value_heads
+        for i, size in enumerate(self.unit_sizes):
+            shape = (None, None, self._build_aggregator(i, size, shape[-1]))
+            for parts, name, heads, d in (
+                (self.upper_query_dense, "query", self.num_heads, self.key_dim),
+                (self.upper_key_dense, "key", shared, self.key_dim),
+                (self.upper_value_dense, "value", shared, self.value_dim),
+            ):
+                parts.append(self._heads(f"{name}_{i + 2}", shape, heads, d))
+
+    def _build_aggregator(self, i, size, width):
+        """The width of what comes out."""
+        if self._pooling is None:
+            shape = self.aggregators[i](keras.KerasTensor((None, size, width))).shape
+            if len(shape) != 2 or shape[-1] is None:
+                raise ValueError(
+                    f"{self.name}: `aggregator` must make (units, features) of (units, {size}, "
+                    f"{width}). It made: {shape}"
+                )
+            return shape[-1]
+        if self._pooling == "attention":
+            query = self.add_weight(
+                name=f"pool_query_{i + 1}",
+                shape=(1, width),
+                initializer="glorot_uniform",
+                dtype="float32",
+                autocast=False,
+            )
+            self._pool_queries.append(query)
+        return width
+
+    def call(
+        self,
+        query,
+        value,
+        key=None,
+        query_mask=None,
+        value_mask=None,
+        key_mask=None,
+        attention_mask=None,
+        return_attention_scores=False,
+        training=None,
+        use_causal_mask=False,
+        segment_ids=None,
+        unit_ids=None,
+    ):
+        self._check_steps("unit_ids", unit_ids, query.shape)
+        if return_attention_scores and self._pooling is None:
+            raise ValueError(
+                f"{self.name}: `return_attention_scores` needs to know how much of each step is "
+                'in a unit, which the `aggregator` does not say. Use "attention" or "mean".'
+            )
+        return super().call(
+            query,
+            value,
+            key=key,
+            query_mask=query_mask,
+            value_mask=value_mask,
+            key_mask=key_mask,
+            attention_mask=attention_mask,
+            return_attention_scores=return_attention_scores,
+            training=training,
+            use_causal_mask=use_causal_mask,
+            segment_ids=segment_ids,
+            unit_ids=unit_ids,
+        )
+
+    def _project(self, query, key, value, unit_ids=None):
+        return query, unit_ids, None  # each level projects its own steps
+
+    def _attend(self, x, unit_ids, _, how, training, return_weights):
+        b, t = ops.shape(x)[:2]
+        mask = how.key if how.query is how.key else masks.both(how.query, how.key)
+        numbers = masks.segment_numbers(unit_ids)
+        each = ops.reshape(ops.eye(t), (1, t, 1, t)) if return_weights else None
+        each = ops.broadcast_to(each, (b, t, 1, t)) if return_weights else None
+        restore = None
+        if mask is not None:
+            order, restore = masks.real_first(mask)
+            x, each, numbers, mask = (
+                None if y is None else masks.take_steps(y, order)
+                for y in (arrays.zero_masked(x, mask), each, numbers, mask)
+            )
+        real = ops.ones((b, t), "bool") if mask is None else mask
+        run = {"numbers": masks.segment_numbers(numbers), "causal": how.causal}
+        mixed = self._level(0, x, None, real, training=training, **run)
+        weights = None
+        if return_weights:
+            weights = self._level(0, x, each, real, training=False, **run)
+        mixed, weights = (
+            y
+            if y is None or mask is None
+            else masks.take_steps(arrays.zero_masked(y, mask), restore)
+            for y in (mixed, weights)
+        )
+        return mixed, None if weights is None else ops.transpose(weights, (0, 2, 1, 3))
+
+    def _level(self, i, x, each, real, *, causal, training, numbers=None):
+        """What the steps `x (b, n, m)` get from this level and those above, `(b, n, h, e)`.
+
+        `each (b, n, 1, s)` are values to mix in place of the level's own.
+        """
+        q, k, v = self._projected(i, x)
+        v = v if each is None else each
+        dropout = self._drop(training)
+        if i == len(self.unit_sizes):
+            mixed, _ = dense.softmax_attention(
+                q, k, v, causal=causal, query_mask=real, mask=real, dropout=dropout
+            )
+            return mixed
+        size, n = self.unit_sizes[i], ops.shape(x)[1]
+        if numbers is None:
+            units = hierarchy.fixed_units(real, size)
+        else:
+            units = hierarchy.given_units(real, numbers, size, self.max_units or n)
+        mixed = hierarchy.attend_inside(q, k, v, units, causal=causal, mask=real, dropout=dropout)
+        x, each = self._aggregate(i, x, each, units)
+        taken = ops.reshape(ops.any(units.real, axis=1), (-1, units.count))
+        upper = self._level(i + 1, x, each, taken, causal=causal, training=training)
+        mixed = mixed + hierarchy.spread(upper, n, units, last_finished=causal)
+        if numbers is None or self.max_units is None:
+            return mixed
+        over = ops.logical_and(real, units.of >= units.count)
+        over = over if causal else ops.any(over, axis=1, keepdims=True)
+        return ops.where(ops.expand_dims(ops.expand_dims(over, -1), -1), float("nan"), mixed)
+
+    def _projected(self, i, x):
+        if i == 0:
+            return self.query_dense(x), self.key_dense(x), self.value_dense(x)
+        parts = self.upper_query_dense, self.upper_key_dense, self.upper_value_dense
+        return tuple(part[i - 1](x) for part in parts)
+
+    def _aggregate(self, i, x, each, units):
+        """Units as steps, `(b, U, m)`, and what there is in them of each."""
+        x, real = hierarchy.places(x, units), units.real
+        if self._pooling is None:
+            aggregator, some = self.aggregators[i], ops.any(real, axis=1)
+            options = {}
+            if "mask" in inspect.signature(aggregator.call).parameters:
+                # Where a unit has no step at all, all of its places: a mean of none is NaN.
+                empty = ops.expand_dims(ops.logical_not(some), 1)
+                options["mask"] = ops.logical_or(real, empty)
+            found = arrays.zero_masked(aggregator(x, **options), some)
+        else:
+            query = self._pool_queries[i] if self._pool_queries else None
+            found, weights = pool(ops.expand_dims(x, 2), real, query)
+            if each is not None:
+                each = dense.mix(weights, hierarchy.places(each, units))
+                each = ops.reshape(each, (-1, units.count, 1, each.shape[-1]))
+        return ops.reshape(found, (-1, units.count, found.shape[-1])), each
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "unit_sizes": self.unit_sizes,
+            "aggregator": self._pooling or keras.saving.serialize_keras_object(self.aggregator),
+            "max_units": self.max_units,
+        }
