@@ -6,7 +6,7 @@ import keras
 
 from keras_cosattn.attention.base import positive
 from keras_cosattn.attention.sums import SumsAttention
-from keras_cosattn.feature_maps import PositiveFeatures
+from keras_cosattn.feature_maps import PositiveFeatures, TrigonometricFeatures
 from keras_cosattn.ops.chunked import CHUNK_SIZE
 from keras_cosattn.ops.linear import linear_attention, linear_weights
 from keras_cosattn.ops.random_features import orthogonal_projection
@@ -61,11 +61,13 @@ class PerformerAttention(SumsAttention):
         if isinstance(features, dict):
             features = keras.saving.deserialize_keras_object(features)
         self.features = PositiveFeatures() if features is None else features
-        if not hasattr(self.features, "size"):
+        if not isinstance(self.features, PositiveFeatures | TrigonometricFeatures):
             raise ValueError(
                 "`features` must be `PositiveFeatures()` or `TrigonometricFeatures()`. "
                 f"Received: features={features!r}"
             )
+        if not isinstance(self.seed, int | None):
+            raise ValueError(f"`seed` must be an integer or None. Received: seed={self.seed!r}")
         if not getattr(self.position, "keeps_length", True):
             raise ValueError(
                 "`position` must turn q and k and keep their lengths, for every weight depends on "
