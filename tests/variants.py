@@ -20,8 +20,7 @@ OPTIONS = {
     },
     "RecurrentMemoryAttention": {"uneven": {"segment_length": 4, "memory_length": 6}},
     "RoutedAttention": {
-        "any_way": {"paths": [("LinearAttention", {}), ("SoftmaxAttention", {})]},
-        "streams": {"paths": [("CosFormerAttention", {"horizon": 8}), ("LinearAttention", {})]},
+        "two": {"paths": [("LinearAttention", {}), ("SoftmaxAttention", {"max_length": 300})]}
     },
     "LowRankAttention": {
         "each_head": {"max_length": 31, "rank": 5, "share_heads": False},
