@@ -19,6 +19,7 @@ from variants import (
     CHUNKED,
     CROSS,
     DIRECTIONS,
+    ONE_BUCKET,
     SPARSE,
     STREAMING,
     WIDTH,
@@ -291,6 +292,7 @@ def test_half_precision_is_float32_to_its_precision(case, policy, length, rng):
     # With all features positive: where a relu is about to close, a rounding opens or closes it.
     positive = keras.initializers.Constant(3)
     longer = {"max_length": 4096} if "max_length" in CASES[case][1] else {}
+    longer |= ONE_BUCKET.get(CASES[case][0].__name__, {})
     layer, x = build(case, bias_initializer=positive, **longer), inputs(rng, 2, length, WIDTH)
     half = build(case, dtype=policy, **longer)
     half.set_weights(layer.get_weights())
@@ -309,7 +311,7 @@ def test_lora_and_int8_reach_the_projections(case, rng):
     dense = (part for part in layer._flatten_layers() if hasattr(part, "enable_lora"))
     next(dense).enable_lora(2)
     assert_close(layer(x, x, use_causal_mask=causal), before, EXACT)
-    model = model_of(build(case))
+    model = model_of(build(case, **ONE_BUCKET.get(CASES[case][0].__name__, {})))
     before = model(x)
     model.quantize("int8")
     assert_close(model(x), before, 0.1)  # int8 weights and activations in four projections

@@ -47,7 +47,7 @@ def test_imports_go_down(file):
             continue
         if below[1] in FLOOR and below[1] != mine:
             assert FLOOR[below[1]] < FLOOR[mine], f"{file} imports {name}"
-        variants = {"base", "cached", "sums"}
+        variants = {"base", "bucketed", "cached", "sums"}
         if mine == below[1] == "attention" and parts[-1] != "__init__.py":
             assert below[2] in variants, f"the variant {file} imports {name}"
 

@@ -49,6 +49,13 @@ def pad_end(x, amount):
     return ops.concatenate([x, zeros_in_time(x, amount)], axis=1)
 
 
+def pad_start(x, amount):
+    """`x (b, t, ...)` behind `amount` zero steps."""
+    if isinstance(amount, int) and amount == 0:
+        return x
+    return ops.concatenate([zeros_in_time(x, amount), x], axis=1)
+
+
 def fit_length(x, length):
     """`x (b, s, ...)` cut, or followed by zeros, to `length` steps."""
     s = ops.shape(x)[1]

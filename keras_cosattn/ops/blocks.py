@@ -27,6 +27,7 @@ def attend_in_blocks(
     beside=None,
     place=None,
     dropout=None,
+    log_totals=False,
 ):
     """Each query attends, among the keys of its reach, to those that `sees` allows.
 
@@ -49,6 +50,7 @@ def attend_in_blocks(
             `(b, m, hk, d)` and `(b, m, hk, e)`; steps as `k_steps`.
         place: function `(q, k, query_positions, key_positions) -> (q, k, bias)` for blocks.
         dropout: function applied to the weights `(z, h, C, S)`.
+        log_totals: also return what `dense.attend` says of it, `(b, t, h)`.
 
     Returns `(b, t, h, e)`; a query that sees nothing gives zero.
     O(t (before + 1 + after) C (d + e)) time, O(t (before + 1 + after) C) memory per head; m
@@ -91,8 +93,12 @@ def attend_in_blocks(
     if "bias" in k_steps:
         added = ops.expand_dims(ops.expand_dims(k_steps["bias"], 1), 1)
         bias = added if bias is None else bias + added
-    mixed, _ = dense.attend(q, k, v, ops.expand_dims(allowed, 1), dropout, bias)
-    return ops.reshape(mixed, (b, -1, *mixed.shape[2:]))[:, :t]
+    found = dense.attend(q, k, v, ops.expand_dims(allowed, 1), dropout, bias, log_totals)
+    mixed = ops.reshape(found[0], (b, -1, *found[0].shape[2:]))[:, :t]
+    if not log_totals:
+        return mixed
+    totals = ops.transpose(found[2], (0, 2, 1))
+    return mixed, ops.reshape(totals, (b, -1, totals.shape[2]))[:, :t]
 
 
 def _reach(x, n, size, before, after, still=False):
