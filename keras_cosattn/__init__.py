@@ -17,6 +17,7 @@ from keras_cosattn.attention import (
     SoftmaxAttention,
 )
 from keras_cosattn.blocks import TransformerDecoder, TransformerEncoder
+from keras_cosattn.carried import CarriedState
 from keras_cosattn.feature_maps import (
     DPFPFeatures,
     FeatureMap,
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ALiBi",
     "Attention",
+    "CarriedState",
     "CausalConv1D",
     "CausalDepthwiseConv1D",
     "ClusteredRoutingAttention",
@@ -57,14 +59,19 @@ __all__ = [
     "LowRankAttention",
     "NystromAttention",
     "PerformerAttention",
+    "Position",
     "PositionEmbedding",
     "PositiveFeatures",
     "RecurrentMemoryAttention",
+    "Rotary",
     "RoutedAttention",
     "RunningMean",
     "SegmentedAttention",
+    "Shaw",
+    "Sinusoidal",
     "SoftmaxAttention",
     "Streaming",
+    "T5Bias",
     "TransformerDecoder",
     "TransformerEncoder",
     "TransformerXL",

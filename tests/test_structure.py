@@ -14,9 +14,10 @@ FLOORS = [
     ["scope", "masks"],
     ["positions", "temporal", "feature_maps"],
     ["attention"],
-    ["blocks"],
+    ["blocks", "analysis"],
     ["probe"],
     ["streaming"],
+    ["carried"],
     ["export"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

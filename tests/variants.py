@@ -119,6 +119,8 @@ ONE_BUCKET = {
 }
 """Arguments with which a variant has no keys to choose: where two are all but equally near, a
 coarser rounding chooses the other, and the output jumps."""
+LOOPS = {"CompressiveMemoryAttention-delta_rule"}
+"""Cases with a loop over segments, which TFLite takes with a fixed batch only."""
 PLAIN = {"SoftmaxAttention", "LinearAttention", "CosFormerAttention"}
 """Variants whose weights are those of `keras.layers.MultiHeadAttention`."""
 

@@ -21,13 +21,14 @@ class CompressiveMemoryAttention(Attention):
     the gate is as it is.
 
     Causal, cross, packed; streams without end. O(t (C (d + e) + d e)) time and
-    O(t (C + d e / C)) memory per head, packed another O((t / C)^1.5 d e) time; with the delta rule
-    the segments are a loop. A streamed step is O(C (d + e) + d e), the float32 state
+    O(t (C + d e / C)) memory per head, packed another O((t / C)^1.5 d e) time. With the delta rule
+    the segments are a loop, so a TFLite file needs a fixed batch: it has the signatures "prefill"
+    and "step", and no "serve". A streamed step is O(C (d + e) + d e), the float32 state
     O(C (d + e) + d e). Dropout acts on the weights of A_local, `position` on its scores: the
     memory has no positions. Munkhdalai et al., 2024, eq. 2-10.
 
-    Where we leave the paper: the projections before the memory and the segment are those of one
-    layer for steps of any number, segments being a matter of the layer; nothing else.
+    Where we leave the paper: all segments of a sequence are computed at once, and gradients go
+    back through the memory over all of them.
 
     Args:
         num_heads, key_dim, **kwargs: as `Attention`.
@@ -35,7 +36,7 @@ class CompressiveMemoryAttention(Attention):
         delta_rule: write only what the memory does not give yet.
     """
 
-    accepts_positions = ("encoding", "bias")
+    accepts_positions = ("rotation", "encoding", "bias")
 
     def __init__(self, num_heads, key_dim, *, segment_length=64, delta_rule=False, **kwargs):
         super().__init__(num_heads, key_dim, **kwargs)

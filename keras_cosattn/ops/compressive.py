@@ -21,9 +21,9 @@ from keras_cosattn.ops.recurrence import states_before
 def compressive_memory(q, k, v, *, size, mask=None, segments=None, state=None, delta_rule=False):
     """What a memory of all segments of C steps that were finished before it gives to each step.
 
-    `out_t = sigma(q_t) M / sigma(q_t) z`, sigma = elu + 1. A finished segment is written by
-    `M <- M + sigma(K)^T V`, or by the delta rule `M <- M + sigma(K)^T (V - sigma(K) M / sigma(K) z)`,
-    and `z <- z + sum_s sigma(k_s)`. Zero before the first segment is finished.
+    `out_t = sigma(q_t) M / sigma(q_t) z`, sigma = elu + 1; zero before the first is finished. A
+    segment is written by `M <- M + sigma(K)^T V`, or by the delta rule
+    `M <- M + sigma(K)^T (V - sigma(K) M / sigma(K) z)`, and `z <- z + sum_s sigma(k_s)`.
 
     Args:
         q: `(b, t, h, d)`; h a multiple of the key heads. Real steps come first.
@@ -161,7 +161,7 @@ def _memories(k, v, flags, sums, came, delta_rule):
         flags, came: of `_where_segments_end`.
         sums: what the first chunk finds.
     """
-    b, n = ops.shape(flags)[:2]
+    b = ops.shape(sums)[0]
 
     def flat(x):
         return ops.reshape(x, (b, -1, math.prod(x.shape[1:])))
@@ -173,7 +173,7 @@ def _memories(k, v, flags, sums, came, delta_rule):
         goes_on, own, kept = (_flag(inputs, i - 3) for i in range(3))
         found = ops.reshape(found, (-1, *sums.shape[1:]))
         new = _write(new_k, new_v, found * own, delta_rule) * kept
-        return ops.reshape(found * goes_on + new, (-1, math.prod(sums.shape[1:])))
+        return ops.reshape(found * goes_on + new, (b, math.prod(sums.shape[1:])))
 
     start = ops.reshape(sums, (b, math.prod(sums.shape[1:])))
     inputs = ops.concatenate([flat(k), flat(v), ops.cast(flags, k.dtype)], axis=2)

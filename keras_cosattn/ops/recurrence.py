@@ -28,4 +28,5 @@ class _Cell(keras.layers.Layer):
         self.state_size = self.output_size = state.shape[1]
 
     def call(self, inputs, states, training=None):
-        return states[0], [self.step(inputs, states[0])]
+        found = states[0]
+        return found, [ops.reshape(self.step(inputs, found), ops.shape(found))]

@@ -1,0 +1,124 @@
+"""Training by segments sees what came before them, and leaves the state that a stream has."""
+
+import keras
+import numpy as np
+import pytest
+from support import assert_close
+from variants import inputs
+
+from keras_cosattn import (
+    CarriedState,
+    CausalConv1D,
+    CompressiveMemoryAttention,
+    CosFormerAttention,
+    PositionEmbedding,
+    RecurrentMemoryAttention,
+    RunningMean,
+    SoftmaxAttention,
+    Streaming,
+    TransformerDecoder,
+)
+
+BATCH, STEPS, SEGMENTS = 4, 6, 5
+LAYERS = {
+    "recurrent_memory": lambda: RecurrentMemoryAttention(2, 3, segment_length=4, memory_length=5),
+    "compressive_memory": lambda: CompressiveMemoryAttention(2, 3, segment_length=4),
+    "delta_rule": lambda: CompressiveMemoryAttention(2, 3, segment_length=4, delta_rule=True),
+    "cosformer": lambda: CosFormerAttention(2, 3, horizon=8),
+    "softmax": lambda: SoftmaxAttention(2, 3, max_length=STEPS * SEGMENTS),
+}
+
+
+def model_of(attention):
+    x = keras.Input((None, 2))
+    y = PositionEmbedding(100)(CausalConv1D(8, 3)(x))
+    y = TransformerDecoder(9, attention=attention, dropout=0.1)(y)
+    return keras.Model(x, keras.layers.Dense(1)(RunningMean()(y)))
+
+
+def in_order(x):
+    """`(BATCH, SEGMENTS * STEPS, m)` as the batches of `fit`, one after the other."""
+    return np.concatenate(np.split(x, SEGMENTS, axis=1))
+
+
+def fit(model, x, y, rate=0.0, epochs=1, jit=True):
+    model.compile(keras.optimizers.Adam(rate), "mse", jit_compile=jit)
+    return model.fit(x, y, batch_size=BATCH, shuffle=False, epochs=epochs, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "jit"),
+    [
+        ("recurrent_memory", True),
+        ("softmax", False),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in [*LAYERS][1:]),
+    ],
+)
+def test_the_state_after_fit_is_that_of_the_stream(name, jit, rng):
+    model = model_of(LAYERS[name]())
+    carried, x = CarriedState(model, BATCH), inputs(rng, BATCH, STEPS * SEGMENTS, 2)
+    fit(carried, in_order(x), in_order(x[..., :1]), jit=jit)
+    stream = Streaming(model)
+    state = stream.initial_state(BATCH)
+    for piece in np.split(x, SEGMENTS, axis=1):
+        _, state = stream(piece, state)
+    if name == "recurrent_memory":
+        assert set(state) == set(carried.carried)
+    for key, value in state.items():
+        if not key.startswith("running_mean"):  # behind the dropout
+            assert_close(carried.carried[key], value, 1e-5)
+
+
+def remembered(rng):
+    """Each marker carries a number, to be told until the next comes two segments later."""
+    x = np.zeros((BATCH, SEGMENTS + 1, STEPS, 2), "float32")
+    x[:, ::2, 0, 0] = 3
+    x[:, ::2, 0, 1] = rng.normal(size=(BATCH, SEGMENTS // 2 + 1))
+    y = np.repeat(np.repeat(x[:, ::2, :1, 1:], 2, axis=1), STEPS, axis=2)
+    return tuple(np.concatenate(np.moveaxis(a, 1, 0)) for a in (x, y))
+
+
+def test_what_only_the_segment_before_tells_is_learned_with_carried_state_alone(rng):
+    losses = []
+    for carry in (True, False):
+        keras.utils.set_random_seed(0)
+        layer = RecurrentMemoryAttention(1, 4, segment_length=STEPS, memory_length=STEPS)
+        x = keras.Input((None, 2))
+        y = keras.layers.Dense(1)(layer(x, x, use_causal_mask=True))
+        model = keras.Model(x, y)
+        model = CarriedState(model, BATCH) if carry else model
+        data = [np.concatenate(a) for a in zip(*(remembered(rng) for _ in range(20)), strict=True)]
+        losses.append(fit(model, *data, rate=0.03, epochs=6).history["loss"][-1])
+    with_state, without = losses
+    assert with_state < 0.02
+    assert without > 0.4  # half of the variance: every second segment does not show the number
+
+
+def test_outputs_are_those_of_the_whole_and_start_again_after_a_reset(rng):
+    model = model_of(LAYERS["compressive_memory"]())
+    carried, x = CarriedState(model, BATCH), inputs(rng, BATCH, STEPS * SEGMENTS, 2)
+    for _ in range(2):
+        found = [carried(piece) for piece in np.split(x, SEGMENTS, axis=1)]
+        assert_close(np.concatenate(found, axis=1), model(x), 1e-5)
+        carried.reset_state()
+    carried.compile(loss="mse", jit_compile=True)
+    found = carried.predict(in_order(x), batch_size=BATCH, verbose=0)
+    assert_close(found, in_order(np.asarray(model(x))), 1e-5)
+
+
+def test_the_state_is_saved_with_the_weights(rng, tmp_path):
+    carried = CarriedState(model_of(LAYERS["recurrent_memory"]()), BATCH, name="by_segments")
+    x = inputs(rng, BATCH, 2 * STEPS, 2)
+    carried(x[:, :STEPS])
+    carried.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.name == "by_segments"
+    assert_close(loaded(x[:, STEPS:]), carried(x[:, STEPS:]), 1e-6)
+
+
+def test_another_batch_size_is_refused(rng):
+    carried = CarriedState(model_of(LAYERS["recurrent_memory"]()), BATCH)
+    with pytest.raises(ValueError, match=r"state of 4 streams.*Received: a batch of 3"):
+        carried(inputs(rng, 3, STEPS, 2))
+    with pytest.raises(ValueError, match=r"cannot stream"):
+        CarriedState(model_of(SoftmaxAttention(2, 3)), BATCH)
