@@ -195,13 +195,17 @@ def test_linear_attention_with_rotary_streams(rng):
     assert_close(np.concatenate(outputs, axis=1), model(data))
 
 
+def parts(layer):
+    """The layers that compute: those of a layer that routes, or the layer."""
+    return getattr(layer, "paths", [layer])
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", OBJECTS)
 def test_a_layer_takes_the_kinds_it_names_and_refuses_the_others(case, name):
     cls, own = OBJECTS[name]
-    accepted = CASES[case][0].accepts_positions
-    if cls.kind in accepted and not (case.startswith("Linear") and cls is not Rotary):
-        assert make(case, position=cls(**own)).position is not None
+    if all(cls.kind in part.accepts_positions for part in parts(make(case))):
+        assert all(part.position is not None for part in parts(make(case, position=cls(**own))))
     else:
         with pytest.raises(
             ValueError, match=rf"`position` must be .* Received: position=<{cls.__name__}"

@@ -68,7 +68,7 @@ class Attention(keras.layers.Layer):
     """
 
     accepts_attention_mask = False
-    accepts_positions = ()  # of the kinds "encoding" and "bias"
+    accepts_positions = ()  # of the kinds "rotation", "encoding" and "bias"
     shares_query_and_key = False  # one projection, named `query`, makes both
 
     def __init__(
@@ -146,7 +146,15 @@ class Attention(keras.layers.Layer):
         names = ("query_mask", "value_mask", "attention_mask")
         found = _one_mask(query, value, *map(kwargs.get, names))
         kwargs |= {k: m for k, m in zip(names, found, strict=True) if k in kwargs or m is not None}
-        return super().__call__(query, value, *args, **kwargs)
+        watch = scope.watching()
+        if watch is None:
+            return super().__call__(query, value, *args, **kwargs)
+        asked = kwargs.pop("return_attention_scores", False)
+        kwargs["return_attention_scores"] = True
+        outputs, weights, *more = super().__call__(query, value, *args, **kwargs)
+        watch(self, weights)
+        outputs = (outputs, weights, *more) if asked else (outputs, *more)
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def call(
         self,

@@ -20,6 +20,9 @@ class LinearAttention(SumsAttention):
     O((t / chunk_size)^1.5 f e) time; a streamed step and its float32 state are O(f e).
     Katharopoulos et al., 2020, eq. 4-12.
 
+    With `position=Rotary()` phi(q_t) and phi(k_s) are turned above the line and stay as they are
+    below it (Su et al., 2021, eq. 19); weights can then be negative.
+
     Args:
         num_heads, key_dim, **kwargs: as `Attention`.
         feature_map: phi: `"elu+1"`, `"relu"`, `"squared_relu"`, `"identity"`, `"taylor"` (f =
@@ -29,6 +32,8 @@ class LinearAttention(SumsAttention):
             they nearly cancel.
         chunk_size: steps per chunk of the causal form.
     """
+
+    accepts_positions = ("rotation",)
 
     def __init__(self, num_heads, key_dim, *, feature_map="elu+1", chunk_size=CHUNK_SIZE, **kwargs):
         super().__init__(num_heads, key_dim, **kwargs)
@@ -53,19 +58,28 @@ class LinearAttention(SumsAttention):
         return self._phi(q), self._phi(k)
 
     def _sums(self, q, k, v, how, state):
-        return linear_attention(
-            *self._features(q, k),
+        q, k = self._features(q, k)
+        turned_q, turned_k, place = self._turn(q, k, how, state)
+        mixed, state = linear_attention(
+            q,
+            k,
             v,
+            turned=None if self.position is None else (turned_q, turned_k),
             causal=how.causal,
             mask=how.key,
             segment_ids=how.segments,
             state=state,
             chunk_size=self.chunk_size,
         )
+        return mixed, {**state, **place}
 
     def _weights(self, q, k, how):
+        q, k = self._features(q, k)
+        turned_q, turned_k, _ = self._turn(q, k, how, None)
         return linear_weights(
-            *self._features(q, k),
+            q,
+            k,
+            turned=None if self.position is None else (turned_q, turned_k),
             causal=how.causal,
             query_mask=how.query,
             mask=how.key,
@@ -77,7 +91,14 @@ class LinearAttention(SumsAttention):
             size = self.feature_map.size(self.key_dim)
         else:
             size = self._phi(ops.ones((1, 1, self.num_key_value_heads, self.key_dim))).shape[-1]
-        return {"sums": ((self.num_key_value_heads, size, self.value_dim + 1), "float32")}
+        heads, e = self.num_key_value_heads, self.value_dim
+        if self.position is None:
+            return {"sums": ((heads, size, e + 1), "float32")}
+        return {
+            "sums": ((heads, size, e), "float32"),
+            "totals": ((heads, size, 1), "float32"),
+            **self._position_spec(),
+        }
 
     def get_config(self):
         feature_map = self.feature_map

@@ -39,7 +39,7 @@ class NystromAttention(Attention):
             none.
     """
 
-    accepts_positions = ("encoding",)
+    accepts_positions = ("rotation", "encoding")
 
     def __init__(
         self,

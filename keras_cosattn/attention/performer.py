@@ -44,7 +44,7 @@ class PerformerAttention(SumsAttention):
         seed: of the projection and of the dropout, an integer; None is another one each time.
     """
 
-    accepts_positions = ("encoding",)
+    accepts_positions = ("rotation",)
 
     def __init__(
         self,
@@ -68,11 +68,6 @@ class PerformerAttention(SumsAttention):
             )
         if not isinstance(self.seed, int | None):
             raise ValueError(f"`seed` must be an integer or None. Received: seed={self.seed!r}")
-        if not getattr(self.position, "keeps_length", True):
-            raise ValueError(
-                "`position` must turn q and k and keep their lengths, for every weight depends on "
-                f"these: `Rotary()`. Received: position={self.position!r}"
-            )
         self.chunk_size = positive("chunk_size", chunk_size)
 
     def build(self, query_shape, value_shape, key_shape=None):
@@ -96,7 +91,8 @@ class PerformerAttention(SumsAttention):
 
     def _draw(self, seed):
         seed = random.randrange(2**32) if seed is None else seed
-        return orthogonal_projection(self.key_dim, self.num_random_features, seed)
+        drawn = orthogonal_projection(self.key_dim, self.num_random_features, seed)
+        return drawn.astype("float32")
 
     def _sums(self, q, k, v, how, state):
         q, k, place = self._turn(q, k, how, state)

@@ -53,7 +53,7 @@ class SegmentedAttention(Attention):
             Without them streams have no end. Whole sequences may have any length.
     """
 
-    accepts_positions = ("encoding", "bias")
+    accepts_positions = ("rotation", "encoding", "bias")
 
     def __init__(
         self,

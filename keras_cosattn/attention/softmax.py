@@ -23,7 +23,7 @@ class SoftmaxAttention(CachedAttention):
     """
 
     accepts_attention_mask = True
-    accepts_positions = ("encoding", "bias")
+    accepts_positions = ("rotation", "encoding", "bias")
 
     def _attend(self, q, k, v, how, training, return_weights):
         segments = masks.segment_numbers(how.segments)

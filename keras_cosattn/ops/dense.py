@@ -21,11 +21,15 @@ def mix(weights, v):
     return ops.einsum("bhts,bshe->bthe", weights, v)
 
 
-def normalise(weights, allowed=None):
-    """Weights `(b, h, t, s)` divided by their row sums; rows that sum to nothing are zero."""
+def normalise(weights, allowed=None, below=None):
+    """Weights `(b, h, t, s)` divided by the row sums of `below`, which defaults to them.
+
+    Rows that sum to nothing are zero.
+    """
+    below = weights if below is None else below
     if allowed is not None:
-        weights = ops.where(allowed, weights, ops.zeros_like(weights))
-    total = ops.sum(weights, axis=-1, keepdims=True)
+        weights, below = (ops.where(allowed, x, ops.zeros_like(x)) for x in (weights, below))
+    total = ops.sum(below, axis=-1, keepdims=True)
     something = ops.abs(total) > arrays.SMALLEST_SUM
     return ops.where(something, weights / ops.where(something, total, 1.0), 0.0)
 

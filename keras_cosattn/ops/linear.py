@@ -7,7 +7,16 @@ from keras_cosattn.ops.chunked import CHUNK_SIZE, causal_sums
 
 
 def linear_attention(
-    q, k, v, *, causal=False, mask=None, segment_ids=None, state=None, chunk_size=CHUNK_SIZE
+    q,
+    k,
+    v,
+    *,
+    turned=None,
+    causal=False,
+    mask=None,
+    segment_ids=None,
+    state=None,
+    chunk_size=CHUNK_SIZE,
 ):
     """Linear attention: `out_t = sum_s (q_t . k_s) v_s / sum_s (q_t . k_s)`.
 
@@ -18,6 +27,8 @@ def linear_attention(
         q: features of the queries, `(b, t, h, f)`; h a multiple of the key heads.
         k: features of the keys, `(b, s, hk, f)`.
         v: `(b, s, hk, e)`.
+        turned: `(q', k')` to take above the line in place of q and k; below it the weights stay as
+            they are, so these divide by a sum that cannot vanish. Su et al., 2021, eq. 19.
         causal: let query t see keys s <= t, both counted from the start.
         mask: `(b, s)`, True where a key takes part.
         segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only.
@@ -25,31 +36,44 @@ def linear_attention(
         chunk_size: steps per chunk of the causal form.
 
     Returns:
-        `(b, t, h, e)` and the state, `{"sums": (b, hk, f, e + 1)}`: float32, or float64 for
-        float64 features.
+        `(b, t, h, e)` and the state, `{"sums": (b, hk, f, e + 1)}`, or with `turned`
+        `{"sums": (b, hk, f, e), "totals": (b, hk, f, 1)}`: float32, or float64 for float64
+        features.
 
     O((t + s) f e) time, with segments another O((t / chunk_size)^1.5 f e); O(f e) state.
     Katharopoulos et al., 2020, eq. 5-6 and 9-12.
     """
     group = arrays.group_size(q, k)
-    k = arrays.zero_masked(arrays.accumulate(k), mask)
-    v = arrays.append_ones(arrays.zero_masked(arrays.accumulate(v), mask))
-    q = arrays.fold_groups(arrays.accumulate(q), group)
     segments = masks.segment_numbers(segment_ids)
-    if state is None:
-        state = zero_sums(k, v)
-    if causal:
-        k, v = (arrays.fit_length(x, ops.shape(q)[1] // group) for x in (k, v))
-        out, state = causal_sums(q, k, v, state, runs=segments, group=group, chunk_size=chunk_size)
-    elif segments is not None:
-        out, state = both_ways(q, k, v, state, runs=segments, group=group, chunk_size=chunk_size)
-    else:
-        state = {"sums": state["sums"] + ops.einsum("bshf,bshe->bhfe", k, v)}
-        out = ops.einsum("bthf,bhfe->bthe", q, state["sums"])
-    return arrays.unfold_groups(arrays.divide(out), group), state
+    v = arrays.zero_masked(arrays.accumulate(v), mask)
+
+    def sums(q, k, v, name):
+        k = arrays.zero_masked(arrays.accumulate(k), mask)
+        q = arrays.fold_groups(arrays.accumulate(q), group)
+        past = zero_sums(k, v) if state is None else {"sums": state[name]}
+        options = {"group": group, "chunk_size": chunk_size}
+        if causal:
+            k, v = (arrays.fit_length(x, ops.shape(q)[1] // group) for x in (k, v))
+            out, past = causal_sums(q, k, v, past, runs=segments, **options)
+        elif segments is not None:
+            out, past = both_ways(q, k, v, past, runs=segments, **options)
+        else:
+            past = {"sums": past["sums"] + ops.einsum("bshf,bshe->bhfe", k, v)}
+            out = ops.einsum("bthf,bhfe->bthe", q, past["sums"])
+        return out, past["sums"]
+
+    if turned is None:
+        out, new = sums(q, k, arrays.append_ones(v), "sums")
+        return arrays.unfold_groups(arrays.divide(out), group), {"sums": new}
+    above, new = sums(*turned, v, "sums")
+    below, totals = sums(q, k, ops.ones_like(v[..., :1]), "totals")
+    out = arrays.divide(ops.concatenate([above, below], axis=-1))
+    return arrays.unfold_groups(out, group), {"sums": new, "totals": totals}
 
 
-def linear_weights(q, k, *, causal=False, query_mask=None, mask=None, segment_ids=None):
+def linear_weights(
+    q, k, *, turned=None, causal=False, query_mask=None, mask=None, segment_ids=None
+):
     """The weights that `linear_attention` implies, normalised, `(b, h, t, s)`.
 
     Arguments as there. O(t s f) time and O(t s) memory.
@@ -62,7 +86,11 @@ def linear_weights(q, k, *, causal=False, query_mask=None, mask=None, segment_id
         segments=masks.segment_numbers(segment_ids),
         causal=causal,
     )
-    return dense.normalise(dense.scores(q, arrays.zero_masked(k, mask)), allowed)
+    weights = dense.scores(q, arrays.zero_masked(k, mask))
+    if turned is None:
+        return dense.normalise(weights, allowed)
+    above = dense.scores(turned[0], arrays.zero_masked(turned[1], mask))
+    return dense.normalise(above, allowed, weights)
 
 
 def both_ways(q, k, v, state, *, runs, q_read=None, k_write=None, positions=None, **options):

@@ -6,10 +6,11 @@ import keras
 class Position(keras.layers.Layer):
     """How far apart two steps are, as the `position=` of an attention layer.
 
-    Positions are int32 `(b or 1, t)` and count the real steps. There are two kinds:
+    Positions are int32 `(b or 1, t)` and count the real steps. There are three kinds:
 
-    - "encoding": `encode` puts the position of each step into its query or key, so it also fits
+    - "rotation": `encode` turns each query and key by an angle of its position, so it also fits
       layers that never compare one query with one key.
+    - "encoding": `encode` puts the position into queries and keys, and may change their lengths.
     - "bias": `bias` adds a number to each score, so it fits layers that form scores.
 
     Weights are float32 and stay so under a half-precision policy. A layer builds its position with
@@ -17,7 +18,6 @@ class Position(keras.layers.Layer):
     """
 
     kind = None
-    keeps_length = False  # an encoding that turns vectors only
 
     def encode(self, q, k, q_positions, k_positions):
         """`(b, t, h, d)` and `(b, s, hk, d)` with their positions in them."""

@@ -38,8 +38,7 @@ class Rotary(Position):
         base: of the frequencies.
     """
 
-    kind = "encoding"
-    keeps_length = True
+    kind = "rotation"
 
     def __init__(self, base=10_000.0, **kwargs):
         super().__init__(**kwargs)
