@@ -11,6 +11,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "keras_cosattn/__init__.py"
 device = ["ai-edge-litert>=2.0"]
 examples = [*device, "matplotlib", "scikit-learn"]
 test = [*device, "hypothesis", "pytest", "pytest-xdist", "ruff~=0.17.0", "scikit-learn"]
+peers = ["torch", "transformers"]
 
 setup(
     name="keras-cosattn",
@@ -23,7 +24,14 @@ setup(
     packages=find_packages(include=["keras_cosattn", "keras_cosattn.*"]),
     package_data={"keras_cosattn": ["py.typed"]},
     install_requires=["keras>=3.12", "numpy", "tensorflow>=2.20"],
-    extras_require={"device": device, "examples": examples, "test": test, "jax": ["jax"]},
+    extras_require={
+        "analysis": ["matplotlib"],
+        "device": device,
+        "examples": examples,
+        "jax": ["jax"],
+        "peers": peers,
+        "test": test,
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",

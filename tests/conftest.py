@@ -14,8 +14,20 @@ def rng():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the slow tests unless `-m` or a test's own name asks for something."""
-    if config.getoption("markexpr") or any("::" in arg for arg in config.args):
+    """Leave out the slow tests unless `-m` or a test's own name asks for something.
+
+    Those against peers need packages that nothing else does, and `-m peers`.
+    """
+    asked = config.getoption("markexpr")
+    if any("::" in arg for arg in config.args):
+        return
+    if "peers" not in asked:
+        for item in items:
+            if "peers" in item.keywords:
+                item.add_marker(
+                    pytest.mark.skip(reason="needs the extra `peers`; run with -m peers")
+                )
+    if asked:
         return
     _mark_most_as_slow_on_jax(items)
     for item in items:
