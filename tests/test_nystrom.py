@@ -13,6 +13,7 @@ from keras_cosattn.ops.nystrom import convolve_steps, landmarks, nystrom_attenti
 
 HEADS, SHARED, D, E, WIDTH = 6, 3, 5, 7, 11
 EXACT = 1e-6  # the same sums, at most in another order
+ROUNDED = 1e-5  # float32, in products of another batch size, times the norm of the inverse
 CONVERGED = 16  # with more, singular values that are but rounding would be inverted too
 INVERTED = 1e-4  # float32, times the condition of the landmarks' matrix
 
@@ -79,8 +80,8 @@ def test_an_example_does_not_depend_on_its_neighbours(rng):
         nystrom_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], num_landmarks=8) for i in (0, 1)
     )
     together = nystrom_attention(q, k, v, num_landmarks=8)
-    assert_close(together[:1], one, EXACT)
-    assert_close(together[1:], other, EXACT)
+    assert_close(together[:1], one, ROUNDED)
+    assert_close(together[1:], other, ROUNDED)
 
 
 def test_a_head_does_not_depend_on_the_others(rng):
@@ -88,7 +89,7 @@ def test_a_head_does_not_depend_on_the_others(rng):
     q[:, :, 1], k[:, :, 1, 0] = q[:, :, 1] * 10, 30.0
     together = nystrom_attention(q, k, v, num_landmarks=8)
     alone = nystrom_attention(q[:, :, :1], k[:, :, :1], v[:, :, :1], num_landmarks=8)
-    assert_close(together[:, :, :1], alone, EXACT)
+    assert_close(together[:, :, :1], alone, ROUNDED)
 
 
 def test_each_matrix_starts_from_its_own_norms(rng):
