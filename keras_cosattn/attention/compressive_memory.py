@@ -27,6 +27,9 @@ class CompressiveMemoryAttention(Attention):
     O(C (d + e) + d e). Dropout acts on the weights of A_local, `position` on its scores: the
     memory has no positions. Munkhdalai et al., 2024, eq. 2-10.
 
+    By either rule z counts every key, as in the paper: with the delta rule, what the memory gives
+    for a key that is written again and again is smaller than its value.
+
     Where we leave the paper: all segments of a sequence are computed at once, and gradients go
     back through the memory over all of them.
 
