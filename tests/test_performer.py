@@ -332,7 +332,7 @@ def test_it_compiles_and_keeps_its_projection_in_half_precision(rng):
     [
         ({"num_random_features": 0}, "`num_random_features` must be .* num_random_features=0"),
         ({"features": "positive"}, r"must be `PositiveFeatures\(\)` or .* features='positive'"),
-        ({"position": XPos()}, r"must turn q and k and keep their lengths.*`Rotary\(\)`"),
+        ({"position": XPos()}, r"of kind \('rotation',\). Received: .*XPos"),
         ({"seed": "x"}, "`seed` must be an integer .*seed='x'"),
     ],
 )

@@ -55,7 +55,13 @@ def dpfp(x, nu=1):
     i + j counts around the 2 d entries of r. Schlag et al., 2021, eq. 37-38.
     """
     both = ops.relu(ops.concatenate([x, -x], axis=-1))
-    return ops.concatenate([both * ops.roll(both, -j, axis=-1) for j in range(1, nu + 1)], axis=-1)
+    turned = (_turn_back(both, j % both.shape[-1]) for j in range(1, nu + 1))
+    return ops.concatenate([both * other for other in turned], axis=-1)
+
+
+def _turn_back(x, steps):
+    """`ops.roll(x, -steps, axis=-1)`, for which TFLite has no operation."""
+    return ops.concatenate([x[..., steps:], x[..., :steps]], axis=-1)
 
 
 def exp_of_queries(exponents):
