@@ -2,7 +2,8 @@
 
 A layer that looks back in time asks `current()`. With no stream it computes the whole sequence;
 inside one it continues from the state it finds there and leaves the new one. Nothing is kept on
-the layer, so one model serves training, many streams and export.
+the layer, so one model serves training, many streams and export. In the same way attention layers
+hand their weights to who watches them.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import re
 from keras import ops
 
 _stream = contextvars.ContextVar("keras_cosattn_stream", default=None)
+_watch = contextvars.ContextVar("keras_cosattn_watch", default=None)
 
 
 class Stream:
@@ -72,3 +74,18 @@ def opened(stream):
         yield stream
     finally:
         _stream.reset(token)
+
+
+def watching():
+    """The function that wants every attention layer's weights, `(layer, weights)`, or None."""
+    return _watch.get()
+
+
+@contextlib.contextmanager
+def watched(watch):
+    """Call `watch(layer, weights)` for every attention layer that is called."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
