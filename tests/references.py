@@ -560,7 +560,7 @@ def hierarchical_attention(
 ):
     """Each level's softmax inside its units, and what the units got from the level above.
 
-    `aggregator` may be a function of a unit's steps `(c, m) -> (m')`.
+    `aggregator` may be a function of a unit's steps `(c, m)` and their level, from 0, to `(m')`.
     """
     more = weights["more"]
 
@@ -574,7 +574,7 @@ def hierarchical_attention(
 
     def aggregate(x, level):
         if callable(aggregator):
-            return aggregator(x)
+            return aggregator(x, level)
         if aggregator == "mean":
             return x.mean(axis=0)
         return _softmax(x @ more[f"pool_query_{level + 1}"][0] / np.sqrt(x.shape[1])) @ x

@@ -231,6 +231,7 @@ class HierarchicalAttention(Attention):
         mixed = hierarchy.attend_inside(q, k, v, units, causal=causal, mask=real, dropout=dropout)
         x, each = self._aggregate(i, x, each, units)
         taken = ops.reshape(ops.any(units.real, axis=1), (-1, units.count))
+        x = arrays.zero_masked(x, taken)
         upper = self._level(i + 1, x, each, taken, causal=causal, training=training)
         mixed = mixed + hierarchy.spread(upper, n, units, last_finished=causal)
         if numbers is None or self.max_units is None:
@@ -249,13 +250,12 @@ class HierarchicalAttention(Attention):
         """Units as steps, `(b, U, m)`, and what there is in them of each."""
         x, real = hierarchy.places(x, units), units.real
         if self._pooling is None:
-            aggregator, some = self.aggregators[i], ops.any(real, axis=1)
-            options = {}
+            aggregator, options = self.aggregators[i], {}
             if "mask" in inspect.signature(aggregator.call).parameters:
                 # Where a unit has no step at all, all of its places: a mean of none is NaN.
-                empty = ops.expand_dims(ops.logical_not(some), 1)
-                options["mask"] = ops.logical_or(real, empty)
-            found = arrays.zero_masked(aggregator(x, **options), some)
+                some = ops.any(real, axis=1, keepdims=True)
+                options["mask"] = ops.logical_or(real, ops.logical_not(some))
+            found = aggregator(x, **options)
         else:
             query = self._pool_queries[i] if self._pool_queries else None
             found, weights = pool(ops.expand_dims(x, 2), real, query)
