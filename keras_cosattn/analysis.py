@@ -172,8 +172,8 @@ def dilution(weights_of, inputs, lengths, **how):
 def draw(weights, *, seen=None, example=0, head=None, distances=None, dilutions=None, path=None):
     """Draw matrices of weights and, below, how far they reach and how they dilute.
 
-    Each row of a matrix is in units of its mean, so 1 is uniform whatever the length; red is
-    negative. Needs Matplotlib: `pip install keras-cosattn[analysis]`.
+    Each row of a matrix is in units of its mean, so 1 is uniform whatever the length; the colours
+    mean the same in all, red is negative. Needs Matplotlib: `pip install keras-cosattn[analysis]`.
 
     Args:
         weights: dict of name -> `(b, h, t, s)`, one column each.
@@ -196,8 +196,8 @@ def draw(weights, *, seen=None, example=0, head=None, distances=None, dilutions=
         ) from error
     figure = Figure(figsize=(max(3.2 * len(weights), 9), 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1))
-    for axes, (name, one) in zip(_panels(top, len(weights)), weights.items(), strict=True):
-        _draw_matrix(top, axes, name, _chosen(one, seen, example, head))
+    matrices = {name: _chosen(one, seen, example, head) for name, one in weights.items()}
+    _draw_matrices(top, matrices)
     panels, colours = _panels(bottom, 3 if dilutions else 1), {}
     for name, one in weights.items():
         powers = 2 ** np.arange(np.ceil(np.log2(np.shape(one)[-1])))
@@ -205,7 +205,7 @@ def draw(weights, *, seen=None, example=0, head=None, distances=None, dilutions=
         line = panels[0].plot(steps, mass_within(one, steps, seen).mean(0), marker=".", label=name)
         colours[name] = line[0].get_color()
     panels[0].set(title="mass within a distance", xlabel="|t - s| up to", ylim=(0, 1.02))
-    panels[0].set_xscale("log", base=2)
+    _doubling(panels[0])
     panels[0].legend(frameon=False)
     titles = {"times_mean": "largest weight / mean weight", "entropy": "entropy / log n"}
     for axes, (field, title) in zip(panels[1:], titles.items(), strict=False):
@@ -213,10 +213,15 @@ def draw(weights, *, seen=None, example=0, head=None, distances=None, dilutions=
             y = [getattr(row, field) for row in rows]
             axes.plot([row.length for row in rows], y, marker=".", color=colours.get(name))
         axes.set(title=title, xlabel="length n", ylim=(0, None))
-        axes.set_xscale("log", base=2)
+        _doubling(axes)
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
+
+
+def _doubling(axes):
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
 
 
 def _panels(figure, n):
@@ -231,16 +236,22 @@ def _chosen(weights, seen, example, head):
     return np.where(seen[example, head or 0], chosen, np.nan)
 
 
-def _draw_matrix(figure, axes, name, matrix):
-    """White is zero, blue is positive, red is negative, grey is not seen."""
+def _draw_matrices(figure, matrices):
+    """White is zero, blue is positive, red is negative, grey is not seen; one scale for all."""
     import matplotlib
 
-    largest = np.nanpercentile(np.abs(matrix), 99)
+    each = np.concatenate([np.abs(matrix[np.isfinite(matrix)]) for matrix in matrices.values()])
+    largest = max(2, np.percentile(each, 98))
     colours = matplotlib.colormaps["RdBu"].with_extremes(bad="0.85")
-    image = axes.imshow(matrix, cmap=colours, vmin=-largest, vmax=largest, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, extend="both")
+    panels = _panels(figure, len(matrices))
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+        image = axes.imshow(
+            matrix, cmap=colours, vmin=-largest, vmax=largest, interpolation="nearest"
+        )
+        axes.set(title=name, xlabel="key s")
+    panels[0].set_ylabel("query t")
+    bar = figure.colorbar(image, ax=list(panels), aspect=30, extend="both")
     bar.set_label("weight / mean weight")
-    axes.set(title=name, xlabel="key s", ylabel="query t")
 
 
 def _spread(weights, seen):
