@@ -249,20 +249,38 @@ def test_an_aggregator_without_a_mask_gets_zeros(rng):
 
 def test_an_aggregator_with_a_mean_of_no_steps_trains(rng):
     """Padding fills whole units: their mean is not asked for, in values or in gradients."""
-    layer = build((2, 2), aggregator=keras.layers.GlobalAveragePooling1D())
+
+    class Mean(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+        def call(self, inputs, mask=None):
+            inputs = inputs * self.scale
+            if mask is None:
+                return keras.ops.mean(inputs, axis=1)
+            mask = keras.ops.cast(keras.ops.expand_dims(mask, -1), inputs.dtype)
+            return keras.ops.sum(inputs * mask, axis=1) / keras.ops.sum(mask, axis=1)
+
+    layer = build((2, 2), aggregator=Mean())
     x, mask = inputs(rng, 2, 12, WIDTH), np.arange(12) < np.array([[3], [12]])
-    value, (slope,) = value_and_gradients(
-        lambda x: keras.ops.sum(layer(x, x, query_mask=mask, value_mask=mask) ** 2),
-        np.float32(1),
-        x,
-    )
+    for each in layer.aggregators:
+        each.scale.assign(np.ones(WIDTH))
+    weights = [np.asarray(w) for w in layer.trainable_variables]
+
+    def loss(*weights):
+        masks = {"query_mask": mask, "value_mask": mask}
+        state = [w.value for w in layer.non_trainable_variables]
+        return keras.ops.sum(layer.stateless_call(list(weights), state, x, x, **masks)[0] ** 2)
+
+    value, slopes = value_and_gradients(loss, np.float32(1), *weights)
     mean = build((2, 2), aggregator="mean")
-    mean.set_weights(layer.get_weights())
+    scales = {id(each.scale) for each in layer.aggregators}
+    mean.set_weights([w for w in layer.weights if id(w) not in scales])
     assert_close(
         layer(x, x, query_mask=mask, value_mask=mask), mean(x, x, query_mask=mask, value_mask=mask)
     )
     assert np.isfinite(value)
-    assert np.all(np.isfinite(slope))
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)
 
 
 @both_ways

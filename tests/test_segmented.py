@@ -141,6 +141,16 @@ def test_a_summary_stands_at_its_middle_step(position, causal, rng):
             assert_close(packed[:, real], expected, 1e-5)
 
 
+@both_ways
+def test_there_is_room_for_the_summaries_of_any_packing(causal, rng):
+    layer, x = build(segment_length=4, summaries="mean"), inputs(rng, 1, 41, WIDTH)
+    parts = np.split(x, range(5, 41, 5), axis=1)  # of two segments each, one of a single step
+    ids = np.repeat(np.arange(9), [part.shape[1] for part in parts])[None]
+    packed = layer(x, x, segment_ids=ids, use_causal_mask=causal)
+    alone = [layer(part, part, use_causal_mask=causal) for part in parts]
+    assert_close(packed, np.concatenate(alone, axis=1), EXACT)
+
+
 def test_two_runs_of_one_id_stay_two_when_what_parts_them_is_masked(rng):
     layer, x = build(segment_length=8), inputs(rng, 1, 9, WIDTH)
     ids, mask = np.repeat([[1, 5, 1]], 3, axis=1), np.repeat([[True, False, True]], 3, axis=1)
