@@ -17,7 +17,7 @@ class BucketedAttention(CachedAttention):
     steps. A stream keeps of each step its key, its value, and its bucket and chunk in each round.
     """
 
-    accepts_positions = ("encoding",)
+    accepts_positions = ("rotation", "encoding")
     shares_query_and_key = True
     own_key_last = False
 
