@@ -5,6 +5,7 @@ import re
 
 import pytest
 from support import BACKEND
+from variants import CANNOT, VARIANTS
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
@@ -24,3 +25,16 @@ def test_the_two_commands_are_one_line_each():
     commands = re.findall(r"```bash\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(commands) == 2
     assert all(command.count("\n") == 1 for command in commands)
+
+
+def test_the_table_of_layers_says_what_each_layer_says():
+    rows = re.findall(r"^\| `(\w+Attention)\(.*$", README.read_text(), re.MULTILINE)
+    assert {cls.__name__ for cls in VARIANTS} == set(rows)
+    uses = ("both ways", "causal", "cross", "packed", "stream")
+    for line in re.findall(r"^\| `\w+Attention\(.*$", README.read_text(), re.MULTILINE):
+        name = re.search(r"\w+Attention", line)[0]
+        cells = re.split(r"\s*\|\s*", line.strip("| "))[-len(uses) :]
+        refused = {use for use, cell in zip(uses, cells, strict=True) if cell.startswith("no: ")}
+        said = [set(cannot) for case, cannot in CANNOT.items() if case.startswith(f"{name}-")]
+        assert refused in said, line
+        assert all(cell.startswith(("yes", "no: ", "if all do")) for cell in cells), line

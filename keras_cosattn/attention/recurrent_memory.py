@@ -33,7 +33,7 @@ class RecurrentMemoryAttention(Attention):
         memory_length: m, in steps; 0 is a segment alone.
     """
 
-    accepts_positions = ("encoding", "bias")
+    accepts_positions = ("rotation", "encoding", "bias")
 
     def __init__(self, num_heads, key_dim, *, segment_length=64, memory_length=64, **kwargs):
         super().__init__(num_heads, key_dim, **kwargs)
