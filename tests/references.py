@@ -114,6 +114,7 @@ FEATURE_MAPS = {
     "identity": lambda x: x,
 }
 
+
 def taylor(x):
     """`[1, y_i, y_i y_j / sqrt(2)]` for all i and j, `y = x / d^(1/4)`. Arora et al., 2024."""
     y = x / x.shape[-1] ** 0.25
@@ -517,7 +518,6 @@ FINAL = {
     "ClusteredRoutingAttention",
 }
 """Variants whose weights are not divided by their sum."""
-
 
 
 def route_weights(x, kernel, outputs, routing_iterations=0):

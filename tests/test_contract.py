@@ -83,9 +83,7 @@ def test_padding_equals_truncation(case, causal, side, rng):
         expected = layer(alone, alone, use_causal_mask=causal)
         assert_close(padded[i : i + 1][:, real], expected, EXACT)
         one, real_one = x[i : i + 1], mask[i : i + 1]
-        one = layer(
-            one, one, query_mask=real_one, value_mask=real_one, use_causal_mask=causal
-        )
+        one = layer(one, one, query_mask=real_one, value_mask=real_one, use_causal_mask=causal)
         assert_close(np.asarray(one)[:, real], expected, EXACT)
 
 

@@ -77,7 +77,7 @@ SIZES = {"num_key_value_heads": SHARED, "value_dim": VALUE_DIM, "bias_initialize
 
 
 def layer_of(cls, num_heads, key_dim, paths=(), **arguments):
-    """A layer; one of `paths`, pairs of class name and arguments, gives them what is not its own."""
+    """A layer; one of `paths`, pairs of class name and arguments, gives them all but its own."""
     if not paths:
         return cls(num_heads, key_dim, **arguments)
     own = set(arguments) & {"dtype", *inspect.signature(cls).parameters}
