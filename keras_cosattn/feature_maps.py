@@ -105,6 +105,10 @@ class _Configured:
         """The same function again."""
         return cls(**config)
 
+    def __repr__(self):
+        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
     def __eq__(self, other):
         return type(self) is type(other) and vars(self) == vars(other)
 
