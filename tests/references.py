@@ -556,7 +556,15 @@ def routed_attention(weights, query, value, key, how, paths=(), routing_iteratio
 
 
 def hierarchical_attention(
-    weights, query, value, key, how, unit_sizes=(16, 16), aggregator="attention", unit_ids=None
+    weights,
+    query,
+    value,
+    key,
+    how,
+    unit_sizes=(16, 16),
+    aggregator="attention",
+    unit_ids=None,
+    **_,
 ):
     """Each level's softmax inside its units, and what the units got from the level above.
 
@@ -612,9 +620,14 @@ def hierarchical_attention(
     for b in range(len(x)):
         real = _real(how.key_mask, b, x.shape[1])
         if len(real):
-            ids = np.zeros(len(real)) if unit_ids is None else segments(unit_ids)[b, real]
-            found = mixed(x[b, real], 0, ids)
-            outputs[b, real] += np.einsum("the,hem->tm", found, kernel)
+            none = np.zeros(x.shape[:2], int)
+            ids, packed = (
+                (none if y is None else segments(y))[b, real] for y in (unit_ids, how.segment_ids)
+            )
+            for number in np.unique(packed):
+                own = packed == number
+                found = mixed(x[b, real[own]], 0, ids[own])
+                outputs[b, real[own]] += np.einsum("the,hem->tm", found, kernel)
     return outputs
 
 

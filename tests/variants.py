@@ -55,8 +55,8 @@ OPTIONS = {
         "strict": {"num_clusters": 3, "cluster_size": 4, "max_length": 300, "seed": 3},
     },
     "HierarchicalAttention": {
-        "two": {"unit_sizes": (4,)},
-        "three": {"unit_sizes": (3, 2), "aggregator": "mean"},
+        "two": {"unit_sizes": (4,), "max_length": 300},
+        "three": {"unit_sizes": (3, 2), "aggregator": "mean", "max_length": 300},
     },
 }
 """Name of a variant -> the arguments to test it with. One not named here is tested with none."""

@@ -6,7 +6,8 @@ import keras
 from keras import ops
 
 from keras_cosattn.attention.base import Attention, positive
-from keras_cosattn.ops import arrays, dense, hierarchy, masks
+from keras_cosattn.ops import arrays, cache, dense, hierarchy, masks
+from keras_cosattn.ops.blocks import window_attention, window_length
 from keras_cosattn.ops.pool import pool
 
 
@@ -27,12 +28,19 @@ class HierarchicalAttention(Attention):
     one of the past.
 
     Units are of c_1 steps, or with `unit_ids` runs of equal ids (sentences), those of more than
-    c_1 steps cut after each c_1. Upper levels always have units of c_l steps.
+    c_1 steps cut after each c_1. Upper levels always have units of c_l steps. Of packed
+    sequences, each has units of its own at every level.
 
-    Both directions, causal. For n steps O(n c_1 + (n / c_1) c_2 + ... + (n / (c_1 c_2 ...))^2)
-    times (d + e) in time, and without (d + e) in memory, per head: O(n max c) if the product of
-    the sizes is at least sqrt(n). With `unit_ids` and `max_units` U, O(n c_1 + U c_2 + ...
-    + (U / (c_2 ...))^2). Dropout acts on the weights.
+    Both directions, causal, packed. For n steps O(n c_1 + (n / c_1) c_2 + ...
+    + (n / (c_1 c_2 ...))^2) times (d + e) in time, and without (d + e) in memory, per head:
+    O(n max c) if the product of the sizes is at least sqrt(n). With `unit_ids` and `max_units` U,
+    O(n c_1 + U c_2 + ... + (U / (c_2 ...))^2); packed, O(n c_1 + U c_2 + U c_3 + ... + U^2), for
+    each sequence may be of one unit at every level. So give `max_units`: without it U is n.
+
+    Streams units of c_l steps, for N = `max_length` steps: each one costs
+    O((c_1 + c_2 + ... + N / (c_1 c_2 ...)) (d + e)) per head, and pools c_l steps at each level.
+    The float32 state holds, per key head, (d + e) for c_1 + c_2 + ... + N / (c_1 c_2 ...) steps,
+    and the c_1 + c_2 + ... steps themselves. Beyond N it gives NaN. Dropout acts on the weights.
 
     Yang et al., 2016 (Hierarchical Attention Networks), section 2.2, eq. 5-10: units pooled with a
     learned query. Zhu and Soricut, 2021 (H-Transformer-1D), section 4: near steps one by one, far
@@ -53,11 +61,14 @@ class HierarchicalAttention(Attention):
         aggregator: G: "attention" (a learned query for each level), "mean", or a Keras layer
             `(z, c, m) -> (z, m')`, of which each level gets a copy. Places where a unit has no
             step are zero; if its `call` takes a `mask`, they are False there.
-        max_units: how many units of `unit_ids` there is room for; None is as many as steps.
-            With more, outputs are NaN: if causal those from there on, else all of the example.
+        max_units: how many units of `unit_ids` or of packed sequences, of which each begins one,
+            a row has room for; None is as many as steps. With more, outputs are NaN: if causal
+            those from there on, else all of the example.
+        max_length: N, steps that a stream can hold; None cannot stream. Whole sequences may have
+            any length.
 
     Call arguments:
-        unit_ids: `(b, t)` integer: runs of equal ids are the units of level 1.
+        unit_ids: `(b, t)` integer: runs of equal ids are the units of level 1. Not in a stream.
     """
 
     def __init__(
@@ -68,6 +79,7 @@ class HierarchicalAttention(Attention):
         unit_sizes=(16, 16),
         aggregator="attention",
         max_units=None,
+        max_length=None,
         **kwargs,
     ):
         super().__init__(num_heads, key_dim, **kwargs)
@@ -78,6 +90,7 @@ class HierarchicalAttention(Attention):
             )
         self.unit_sizes = tuple(positive("unit_sizes", size) for size in unit_sizes)
         self.max_units = None if max_units is None else positive("max_units", max_units)
+        self.max_length = None if max_length is None else positive("max_length", max_length)
         if isinstance(aggregator, dict):
             aggregator = keras.saving.deserialize_keras_object(aggregator)
         if aggregator not in ("attention", "mean") and not isinstance(aggregator, keras.Layer):
@@ -99,22 +112,25 @@ class HierarchicalAttention(Attention):
     @property
     def cannot(self):
         """What the layer refuses: use -> reason."""
-        return {
+        cannot = {
             "cross": "its units pair each query with the keys of the same steps. "
-            "Use SegmentedAttention with `summaries`.",
-            "packed": "a row has room for its own units only, and each packed sequence begins new "
-            "ones at every level. Give each sequence a row.",
-            "stream": "its upper levels are computed from whole units. "
-            "Use SegmentedAttention with `summaries`.",
+            "Use SegmentedAttention with `summaries`."
         }
+        if self.max_length is None:
+            cannot["stream"] = (
+                "its top level keeps a key of every unit, so it needs to know how many. "
+                "Build it with `max_length`."
+            )
+        return cannot
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)
         self.upper_query_dense, self.upper_key_dense, self.upper_value_dense = [], [], []
         self._pool_queries = []
-        shape = tuple(query_shape)
+        shape, self._widths = tuple(query_shape), []
         shared = self.num_key_value_heads
         for i, size in enumerate(self.unit_sizes):
+            self._widths.append(shape[-1])
             shape = (None, None, self._build_aggregator(i, size, shape[-1]))
             for parts, name, heads, d in (
                 (self.upper_query_dense, "query", self.num_heads, self.key_dim),
@@ -186,22 +202,25 @@ class HierarchicalAttention(Attention):
     def _attend(self, x, unit_ids, _, how, training, return_weights):
         b, t = ops.shape(x)[:2]
         mask = how.key if how.query is how.key else masks.both(how.query, how.key)
-        numbers = masks.segment_numbers(unit_ids)
+        runs, segments = masks.segment_numbers(unit_ids), masks.segment_numbers(how.segments)
+        if segments is not None:
+            runs = segments if runs is None else runs + segments  # changes where one of them does
         each = ops.reshape(ops.eye(t), (1, t, 1, t)) if return_weights else None
         each = ops.broadcast_to(each, (b, t, 1, t)) if return_weights else None
         restore = None
         if mask is not None:
             order, restore = masks.real_first(mask)
-            x, each, numbers, mask = (
+            x, each, runs, segments, mask = (
                 None if y is None else masks.take_steps(y, order)
-                for y in (arrays.zero_masked(x, mask), each, numbers, mask)
+                for y in (arrays.zero_masked(x, mask), each, runs, segments, mask)
             )
         real = ops.ones((b, t), "bool") if mask is None else mask
-        run = {"numbers": masks.segment_numbers(numbers), "causal": how.causal}
-        mixed = self._level(0, x, None, real, training=training, **run)
+        runs, segments = masks.segment_numbers(runs), masks.segment_numbers(segments)
+        options = {"runs": runs, "segments": segments, "causal": how.causal}
+        mixed = self._level(0, x, None, real, training=training, **options)
         weights = None
         if return_weights:
-            weights = self._level(0, x, each, real, training=False, **run)
+            weights = self._level(0, x, each, real, training=False, **options)
         mixed, weights = (
             y
             if y is None or mask is None
@@ -210,31 +229,40 @@ class HierarchicalAttention(Attention):
         )
         return mixed, None if weights is None else ops.transpose(weights, (0, 2, 1, 3))
 
-    def _level(self, i, x, each, real, *, causal, training, numbers=None):
+    def _level(self, i, x, each, real, *, causal, training, runs=None, segments=None):
         """What the steps `x (b, n, m)` get from this level and those above, `(b, n, h, e)`.
 
-        `each (b, n, 1, s)` are values to mix in place of the level's own.
+        `each (b, n, 1, s)` are values to mix in place of the level's own. Units end where the
+        numbers `runs (b, n)` change, which they do where `segments (b, n)` do.
         """
         q, k, v = self._projected(i, x)
         v = v if each is None else each
         dropout = self._drop(training)
         if i == len(self.unit_sizes):
             mixed, _ = dense.softmax_attention(
-                q, k, v, causal=causal, query_mask=real, mask=real, dropout=dropout
-            )
+                q, k, v, causal=causal, query_mask=real, mask=real, segment_ids=segments,
+                dropout=dropout,
+            )  # fmt: skip
             return mixed
         size, n = self.unit_sizes[i], ops.shape(x)[1]
-        if numbers is None:
+        room = self.max_units if i == 0 else None
+        if runs is None:
             units = hierarchy.fixed_units(real, size)
         else:
-            units = hierarchy.given_units(real, numbers, size, self.max_units or n)
+            units = hierarchy.given_units(real, runs, size, room or n)
         mixed = hierarchy.attend_inside(q, k, v, units, causal=causal, mask=real, dropout=dropout)
-        x, each = self._aggregate(i, x, each, units)
-        taken = ops.reshape(ops.any(units.real, axis=1), (-1, units.count))
-        x = arrays.zero_masked(x, taken)
-        upper = self._level(i + 1, x, each, taken, causal=causal, training=training)
-        mixed = mixed + hierarchy.spread(upper, n, units, last_finished=causal)
-        if numbers is None or self.max_units is None:
+        found, weights = self._aggregate(i, hierarchy.places(x, units), units)
+        if each is not None:
+            each = dense.mix(weights, hierarchy.places(each, units))
+            each = ops.reshape(each, (-1, units.count, 1, each.shape[-1]))
+        if segments is not None:
+            segments = hierarchy.of_units(segments, units)
+        upper = self._level(
+            i + 1, found, each, hierarchy.taken(units), causal=causal, training=training,
+            runs=segments, segments=segments,
+        )  # fmt: skip
+        mixed = mixed + hierarchy.spread(upper, n, units, last_finished=causal, segments=segments)
+        if runs is None or room is None:
             return mixed
         over = ops.logical_and(real, units.of >= units.count)
         over = over if causal else ops.any(over, axis=1, keepdims=True)
@@ -246,9 +274,9 @@ class HierarchicalAttention(Attention):
         parts = self.upper_query_dense, self.upper_key_dense, self.upper_value_dense
         return tuple(part[i - 1](x) for part in parts)
 
-    def _aggregate(self, i, x, each, units):
-        """Units as steps, `(b, U, m)`, and what there is in them of each."""
-        x, real = hierarchy.places(x, units), units.real
+    def _aggregate(self, i, x, units):
+        """Units of steps `x (b * U, c, m)` as steps, `(b, U, m')`, and the weights of the pool."""
+        real, weights = units.real, None
         if self._pooling is None:
             aggregator, options = self.aggregators[i], {}
             if "mask" in inspect.signature(aggregator.call).parameters:
@@ -259,10 +287,90 @@ class HierarchicalAttention(Attention):
         else:
             query = self._pool_queries[i] if self._pool_queries else None
             found, weights = pool(ops.expand_dims(x, 2), real, query)
-            if each is not None:
-                each = dense.mix(weights, hierarchy.places(each, units))
-                each = ops.reshape(each, (-1, units.count, 1, each.shape[-1]))
-        return ops.reshape(found, (-1, units.count, found.shape[-1])), each
+        found = ops.reshape(found, (-1, units.count, found.shape[-1]))
+        return arrays.zero_masked(found, hierarchy.taken(units)), weights
+
+    def _attend_in_stream(self, x, unit_ids, _, mask, stream, training):
+        if unit_ids is not None:
+            raise ValueError(
+                f"{self.path} ({type(self).__name__}) cannot stream: `unit_ids` would need a "
+                "state that knows where a unit began, and this one counts the steps of units of "
+                "`unit_sizes`. Leave them out."
+            )
+        b, t = ops.shape(x)[:2]
+        spec = self._state_spec()
+        slot, state = stream.read(self, b, limit=self.max_length, **spec)
+        count = masks.counts(t, mask, start=state["position"])
+        real, restore = ops.ones((b, t), "bool"), None
+        if mask is not None:
+            order, restore = masks.real_first(mask)
+            x = masks.take_steps(arrays.zero_masked(x, mask), order)
+            real = masks.take_steps(mask, order)
+        mixed, new = self._level_in_stream(0, x, real, state, state["position"], training)
+        new["position"] = ops.broadcast_to(count, (b, t))[:, -1]
+        stream.write(slot, {name: ops.cast(new[name], dtype) for name, (_, dtype) in spec.items()})
+        mixed = mixed if restore is None else masks.take_steps(mixed, restore)
+        beyond = ops.expand_dims(ops.expand_dims(count > self.max_length, -1), -1)
+        return ops.where(beyond, float("nan"), mixed)
+
+    def _level_in_stream(self, i, x, real, state, position, training):
+        """As `_level`, of the next steps at this level, after `position (b,)` of them; new state.
+
+        The units that end among these steps are the next steps of the level above.
+        """
+        q, k, v = self._projected(i, x)
+        dropout, level = self._drop(training), i + 1
+        if i == len(self.unit_sizes):
+            return self._top_in_stream(q, k, v, real, state, position, dropout)
+        size = self.unit_sizes[i]
+        past = {name: state.get(f"{name}_{level}") for name in ("key", "value")}
+        mixed, past = window_attention(
+            q, k, v, size=size, causal=True, mask=real, state={**past, "position": position},
+            dropout=dropout,
+        )  # fmt: skip
+        steps, units, window = hierarchy.finished_units(
+            x, real, state.get(f"input_{level}"), position, size
+        )
+        found, _ = self._aggregate(i, steps, units)
+        upper, new = self._level_in_stream(
+            i + 1, found, hierarchy.taken(units), state, position // size, training
+        )
+        added, last = hierarchy.spread_in_stream(
+            upper, state[f"above_{level}"], real, position, size
+        )
+        parts = {"key": past["key"], "value": past["value"], "input": window, "above": last}
+        new |= {f"{name}_{level}": y for name, y in parts.items()}
+        return mixed + added, new
+
+    def _top_in_stream(self, q, k, v, real, state, position, dropout):
+        """Causal attention to all steps of the top level: those in the state and these."""
+        level = len(self.unit_sizes) + 1
+        place = ops.expand_dims(position, 1) + ops.arange(ops.shape(q)[1], dtype="int32")
+        past = {
+            f"{name}_{level}": cache.append(
+                state[f"{name}_{level}"], ops.cast(y, "float32"), place, real
+            )
+            for name, y in (("key", k), ("value", v))
+        }
+        key, value = past.values()
+        seen = ops.expand_dims(place, 2) >= ops.arange(key.shape[1], dtype="int32")
+        seen = ops.logical_and(seen, ops.expand_dims(real, 2))
+        return dense.attend(q, key, value, ops.expand_dims(seen, 1), dropout)[0], past
+
+    def _state_spec(self):
+        """Level by level the last unit's steps, and what the level above gave for it."""
+        spec, heads = {"position": ((), "int32")}, self.num_key_value_heads
+        length, units = {}, self.max_length
+        for level, (size, width) in enumerate(zip(self.unit_sizes, self._widths), 1):
+            length[level] = window_length(size, 0)
+            units //= size
+            spec[f"input_{level}"] = (length[level], width), "float32"
+            spec[f"above_{level}"] = (self.num_heads, self.value_dim), "float32"
+        length[level + 1] = max(units, 1)
+        for level, n in length.items():
+            spec[f"key_{level}"] = (n, heads, self.key_dim), "float32"
+            spec[f"value_{level}"] = (n, heads, self.value_dim), "float32"
+        return {name: part for name, part in spec.items() if 0 not in part[0]}  # a unit of one
 
     def get_config(self):
         return {
@@ -270,4 +378,5 @@ class HierarchicalAttention(Attention):
             "unit_sizes": self.unit_sizes,
             "aggregator": self._pooling or keras.saving.serialize_keras_object(self.aggregator),
             "max_units": self.max_units,
+            "max_length": self.max_length,
         }
