@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from references import How, projected
 from support import BACKEND, assert_close, layer_weights
-from variants import CASES, LOOPS, STREAMING, build, inputs, layer_of
+from variants import BIDIRECTIONAL, CASES, LOOPS, STREAMING, build, inputs, layer_of
 
 import keras_cosattn
 from keras_cosattn import (
@@ -82,6 +82,27 @@ def test_every_streaming_variant_becomes_a_tflite_file_of_builtins(case, tmp_pat
         return
     serve = interpreter.get_signature_runner("serve")
     for b, t in ((1, 1), (3, 131), (2, 13)):  # any batch and length, and back to a shorter one
+        x = inputs(rng, b, t, CHANNELS)
+        assert_close(serve(x=x)["y"], model(x), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] if c in STREAMING else []) for c in BIDIRECTIONAL],
+)
+def test_every_variant_that_looks_both_ways_becomes_a_tflite_file_of_builtins(case, tmp_path, rng):
+    from ai_edge_litert.interpreter import Interpreter
+
+    cls, arguments = CASES[case]
+    x = keras.Input((None, CHANNELS))
+    model = keras.Model(x, layer_of(cls, 4, 5, num_key_value_heads=2, **arguments)(x, x))
+    report = exporting.to_tflite(model, tmp_path / "model.tflite")
+    assert set(report.differences) == {"serve"}
+    interpreter = Interpreter(str(tmp_path / "model.tflite"))
+    names = {op["op_name"] for op in interpreter._get_ops_details()}
+    assert not [name for name in names if name.startswith("Flex")]
+    serve = interpreter.get_signature_runner("serve")
+    for b, t in ((1, 1), (3, 29), (2, 13)):
         x = inputs(rng, b, t, CHANNELS)
         assert_close(serve(x=x)["y"], model(x), 1e-5)
 
