@@ -122,7 +122,7 @@ class DPFPFeatures(_Configured):
 
     `(b, t, h, d) -> (b, t, h, 2 d nu)`, most of them zero, so that keys collide less.
     O(t d nu) per head. A query may share no feature with any key; its row is then zero.
-    Schlag et al., 2021 (Linear Transformers Are Secretly Fast Weight Programmers), eq. 37-38.
+    Schlag et al., 2021 (Linear Transformers Are Secretly Fast Weight Programmers), eq. 37.
 
     Args:
         nu: how far apart the factors of a product may stand.

@@ -25,7 +25,7 @@ class CompressiveMemoryAttention(Attention):
     the segments are a loop, so a TFLite file needs a fixed batch: it has the signatures "prefill"
     and "step", and no "serve". A streamed step is O(C (d + e) + d e), the float32 state
     O(C (d + e) + d e). Dropout acts on the weights of A_local, `position` on its scores: the
-    memory has no positions. Munkhdalai et al., 2024, eq. 2-10.
+    memory has no positions. Munkhdalai et al., 2024, eq. 2-6.
 
     By either rule z counts every key, as in the paper: with the delta rule, what the memory gives
     for a key that is written again and again is smaller than its value.

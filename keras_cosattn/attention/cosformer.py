@@ -15,7 +15,7 @@ class CosFormerAttention(SumsAttention):
     `w_ts = relu(q_t) . relu(k_s) cos(pi/2 (t - s) / M)`: no weight is negative, and near steps
     weigh more. O((t + s) d e) time and O(t + s) memory per head, with a horizon or packed another
     O((t / chunk_size)^1.5 d e) time; a streamed step and its float32 state are O(d e).
-    Qin et al., 2022, eq. 8-12.
+    Qin et al., 2022, "cos-based re-weighting".
 
     Say what M is:
 
@@ -29,7 +29,8 @@ class CosFormerAttention(SumsAttention):
       each example. Outputs then change when steps are appended, so it neither streams nor packs.
 
     Where we leave the paper: M may be fixed, and padding counts neither in the sums nor in the
-    positions. The paper takes the length of the padded batch for M.
+    positions. The paper asks for an M of at least the length, its code takes that of the padded
+    batch.
 
     Args:
         num_heads, key_dim, **kwargs: as `Attention`.

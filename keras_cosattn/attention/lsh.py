@@ -24,13 +24,14 @@ class LSHAttention(BucketedAttention):
     costs O(max_length (d + e + num_hashes)), the float32 state is O(max_length (d + e + 2
     num_hashes)) per head, and steps beyond it give NaN. Dropout acts on the mixed values.
     Positions: encodings, which change the scores and not the hashes.
-    Kitaev et al., 2020 (Reformer), sections 2 and 3, eq. 2-6.
+    Kitaev et al., 2020 (Reformer), section 2, eq. 1-6.
 
     Where we leave the paper: its chunks cut the list of all steps sorted by bucket, so their
     borders move with later steps; ours begin with each bucket and count the past only. Hence the
     causal form never depends on the future, and a stream gives the same numbers. Our buckets
     can have any size; only two chunks of C of them are seen. Rotations are drawn once,
-    saved, and used in every call, not drawn anew.
+    saved, and used in every call, where its code draws them anew. Scores are divided by sqrt(d), as
+    in eq. 1; its code takes `q_t . k_s` with unit keys as it is.
 
     Args:
         num_heads, key_dim, **kwargs: as `Attention`; `seed` is also that of the rotations.

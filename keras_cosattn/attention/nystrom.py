@@ -22,7 +22,7 @@ class NystromAttention(Attention):
     own landmark and the rest do not exist: the result is then softmax attention, as near as the
     iteration comes to the inverse. Weights can be negative. Dropout acts on the mixed values:
     dropped weights would no longer cancel in the product.
-    Xiong et al., 2021, section 3.
+    Xiong et al., 2021, eq. 13-17.
 
     Where we leave the paper: n need not be a multiple of L, where the paper pads. The iteration
     starts from the norms of each head's own matrix, as in the paper's text; its code takes the

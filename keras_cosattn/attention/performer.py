@@ -84,8 +84,8 @@ class PerformerAttention(SumsAttention):
     def redraw(self, seed=None):
         """Draw the projection anew, as for a layer of that seed. Streams then start afresh.
 
-        Redrawing while training keeps a model from adapting to one projection (Choromanski et
-        al., 2021, section 4.2).
+        Redrawing now and then while training improves the estimate over many steps (Choromanski
+        et al., 2021, section 4.2).
         """
         self.projection.assign(self._draw(seed))
 

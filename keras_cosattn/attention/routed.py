@@ -20,7 +20,8 @@ class RoutedAttention(Attention):
 
     With `routing_iterations` the weights are routed by agreement: the paths' outputs u_p that
     point where the weighted sum points get more weight. Sabour et al., 2017, procedure 1.
-    With `top_k` each step keeps its k largest weights, renormalised (Shazeer et al., 2017, eq. 5).
+    With `top_k` each step keeps its k largest weights, renormalised (Shazeer et al., 2017, eq. 3
+    and 5).
     With `load_balancing` training adds the loss `load_balancing p sum_p f_p P_p`, f_p the share of
     steps whose (k) largest weights have path p, P_p its mean weight before `top_k`; padding does
     not count (Fedus et al., 2022, eq. 4).

@@ -35,9 +35,9 @@ class SegmentedAttention(Attention):
     `max_length` steps, O((max_length / C) (d + e)) per step and in state; beyond them it gives
     NaN. Dropout acts on the weights.
 
-    Liu et al., 2018, section 4.2.3 (segments alone: "local attention"); Beltagy et al., 2020
-    (Longformer), section 3.1 (windows that overlap); Zhu et al., 2021 (Long-Short Transformer),
-    sections 3.1-3.3: window and summaries in one softmax.
+    Liu et al., 2018, section 4.2.4 (segments alone: "local attention"); Beltagy et al., 2020
+    (Longformer), section 3.1 (windows that overlap); Zhu et al., 2021 (Long-Short
+    Transformer): window and summaries in one softmax.
 
     Where we leave the papers: windows move by segments, so that blocks are dense; the long range
     has one summary of each segment, pooled from its own steps with weights that sum to one, where

@@ -20,7 +20,7 @@ def cosine_attention(
     """`out_t = sum_s w_ts v_s / sum_s w_ts`, `w_ts = relu(q_t) . relu(k_s) cos(pi/2 (t - s) / M)`.
 
     A row whose weights sum to nothing is zero. M is `max_length`, or if that is None the larger
-    of each example's numbers of real queries and keys, as in the paper.
+    of each example's numbers of real queries and keys, after the paper's code.
 
     At distances beyond M the cosine is negative. So more than `max_length` steps raise
     ValueError; where their number is not known beforehand (a dynamic shape, segments), an example
@@ -37,7 +37,7 @@ def cosine_attention(
         chunk_size: steps per chunk; used with segments only.
 
     Returns `(b, t, h, e)`. O((t + s) d e) time, with segments another
-    O((t / chunk_size)^1.5 d e). Qin et al., 2022, eq. 10-12.
+    O((t / chunk_size)^1.5 d e). Qin et al., 2022, "cos-based re-weighting".
     """
     q, k, v, group = _prepare(q, k, v, mask)
     t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
@@ -88,8 +88,8 @@ def causal_cosine_attention(
     is then below M and no weight is negative, however long the input.
 
     With `max_length`, positions from `max_length` on give NaN where the length is not known
-    beforehand (a dynamic shape, segments, a state). With neither, M is the paper's, and no state
-    is taken or returned: it would change with every call.
+    beforehand (a dynamic shape, segments, a state). With neither, M is that of the paper's code,
+    and no state is taken or returned: it would change with every call.
 
     Args:
         q, k, v, query_mask, mask, segment_ids: as `cosine_attention`.
@@ -102,7 +102,7 @@ def causal_cosine_attention(
         with a horizon, `"previous"` like the sums; in float32, or float64 for float64 inputs.
 
     O(t d e) time, with segments or a horizon another O((t / chunk_size)^1.5 d e); O(d e) state.
-    Qin et al., 2022, eq. 10-12; the horizon is ours.
+    Qin et al., 2022, "cos-based re-weighting"; the horizon is ours.
     """
     q, k, v, group = _prepare(q, k, v, mask)
     t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
@@ -189,7 +189,7 @@ def _check_length(max_length, *lengths):
 
 
 def _longest(t, s, query_mask, mask):
-    """The paper's M: the larger number of real queries or keys, int, `(b, 1)` or `()`."""
+    """M as in the paper's code: the larger number of real queries or keys, `(b, 1)` or `()` int."""
     if query_mask is None and mask is None and isinstance(t, int) and isinstance(s, int):
         return max(t, s)
     queries = t if query_mask is None else ops.sum(ops.cast(query_mask, "int32"), 1, keepdims=True)

@@ -20,12 +20,12 @@ def elu_plus_one(x):
 
 
 def relu(x):
-    """`max(x, 0)`. cosFormer (Qin et al., 2022), eq. 8."""
+    """`max(x, 0)`. The map of cosFormer (Qin et al., 2022)."""
     return ops.relu(x)
 
 
 def squared_relu(x):
-    """`max(x, 0)^2`. So et al., 2021 (Primer), section 3."""
+    """`max(x, 0)^2`. "Squared ReLU" of So et al., 2021 (Primer)."""
     return ops.square(ops.relu(x))
 
 
@@ -52,7 +52,7 @@ def taylor(x):
 def dpfp(x, nu=1):
     """`r_i r_(i + j)` for j = 1 ... nu, with `r = relu([x, -x])`: 2 d nu features, mostly zero.
 
-    i + j counts around the 2 d entries of r. Schlag et al., 2021, eq. 37-38.
+    i + j counts around the 2 d entries of r. Schlag et al., 2021, eq. 37.
     """
     both = ops.relu(ops.concatenate([x, -x], axis=-1))
     turned = (_turn_back(both, j % both.shape[-1]) for j in range(1, nu + 1))

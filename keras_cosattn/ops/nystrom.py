@@ -20,7 +20,7 @@ def nystrom_attention(q, k, v, *, num_landmarks, pinv_iterations=6, query_mask=N
 
     Returns `(b, t, h, e)`; a row with nothing to attend to is zero.
     O((t + s) L (d + e) + pinv_iterations L^3) time and O((t + s) L + pinv_iterations L^2) memory
-    per head. Xiong et al., 2021, section 3.
+    per head. Xiong et al., 2021, eq. 13-17.
     """
     q, k = arrays.accumulate(q), arrays.zero_masked(arrays.accumulate(k), mask)
     v = arrays.zero_masked(arrays.accumulate(v), mask)
@@ -62,7 +62,7 @@ def pseudo_inverse(matrix, iterations):
     `Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4` from `Z = A^T / (|A|_1 |A|_inf)`, with the
     norms of each matrix, so that no matrix depends on its neighbours. While a singular value of
     A Z is small, an iteration multiplies it by 13 / 4; then its distance from 1 is cubed. Zero
-    rows and columns stay zero, and change nothing. Xiong et al., 2021, section 3.
+    rows and columns stay zero, and change nothing. Xiong et al., 2021, eq. 14 and lemma 1.
     """
     size = ops.abs(matrix)
     norms = ops.max(ops.sum(size, axis=-2), axis=-1) * ops.max(ops.sum(size, axis=-1), axis=-1)

@@ -62,7 +62,8 @@ class XPos(Position):
     with `z_i = (2i / d + gamma) / (1 + gamma)`: the product has `z_i^((t - s) / scale_base)`. Both
     powers are taken from the middle of the queries, so they stay in float32's range for spans of
     up to 60,000 steps. Looking ahead they would grow. O(t d^2) for each head.
-    Sun et al., 2022 (A Length-Extrapolatable Transformer), algorithm 1.
+    Sun et al., 2022 (A Length-Extrapolatable Transformer), algorithm 1; `scale_base` is from its
+    code.
 
     Args:
         base: of the frequencies.

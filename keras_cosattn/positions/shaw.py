@@ -15,7 +15,7 @@ class Shaw(Position):
     The vectors are shared by the heads. O(t s + t max_distance d) time for each head: the query
     meets each vector once, and its score is looked up for each key (S_rel).
     Shaw et al., 2018, eq. 2 and 4. Where we leave the paper: there are no vectors for the values
-    (eq. 3); its section 4.3 found those for the keys to be enough.
+    (eq. 3); its section 4.3 found those for the keys to be enough in translation.
 
     Args:
         max_distance: the clipping distance in steps; the paper's k.
