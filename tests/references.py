@@ -123,7 +123,7 @@ def taylor(x):
 
 
 def dpfp(x, nu):
-    """`r_i r_(i + j)`, `r = relu([x, -x])`, j = 1 ... nu. Schlag et al., 2021, eq. 37-38."""
+    """`r_i r_(i + j)`, `r = relu([x, -x])`, j = 1 ... nu. Schlag et al., 2021, eq. 37."""
     r, n = np.maximum(np.concatenate([x, -x], axis=-1), 0), 2 * x.shape[-1]
     products = [r[..., i] * r[..., (i + j) % n] for j in range(1, nu + 1) for i in range(n)]
     return np.stack(products, axis=-1)
@@ -238,7 +238,7 @@ def _longest(t, s, how):
 
 
 def cosformer_weights(q, k, how=EVERYTHING, max_length=None, horizon=None, **_):
-    """`relu(q_t) . relu(k_s) cos(pi/2 (t - s) / M)`. Qin et al., 2022, eq. 10.
+    """`relu(q_t) . relu(k_s) cos(pi/2 (t - s) / M)`. Qin et al., 2022.
 
     M is `max_length`, the horizon, or the paper's. With a horizon t sees the keys of its own and
     of the previous half-horizon only.
@@ -317,7 +317,7 @@ def nystrom_weights(
     """`softmax(q K~^T) Z softmax(Q~ k^T)`, and the taps of the convolution over the values.
 
     Z comes near the inverse of `softmax(Q~ K~^T)`. Of n real steps, step i is averaged into
-    landmark `floor(i L / n)`, or with n < L into its own. Xiong et al., 2021, section 3.
+    landmark `floor(i L / n)`, or with n < L into its own. Xiong et al., 2021, eq. 13-17.
     """
     group = q.shape[2] // k.shape[2]
 
@@ -342,7 +342,7 @@ def nystrom_weights(
 
 
 def nearly_inverse(matrix, iterations):
-    """The Moore-Penrose inverse by iteration. Xiong et al., 2021, section 3."""
+    """The Moore-Penrose inverse by iteration. Xiong et al., 2021, eq. 14."""
     z = matrix.T / (np.abs(matrix).sum(axis=0).max() * np.abs(matrix).sum(axis=1).max())
     eye = np.eye(len(matrix))
     for _ in range(iterations):
@@ -383,7 +383,7 @@ def segmented_weights(
 def compressive_memory_weights(
     q, k, how=EVERYTHING, segment_length=64, delta_rule=False, *, more, **_
 ):
-    """`g w_mem + (1 - g) w_local` with `g = sigmoid(beta)`. Munkhdalai et al., 2024, eq. 2-10.
+    """`g w_mem + (1 - g) w_local` with `g = sigmoid(beta)`. Munkhdalai et al., 2024, eq. 2-6.
 
     w_local is softmax over the segment up to t. w_mem reads the segments before it: without the
     delta rule `sigma(q_t) . sigma(k_s)`, normalised; with it, the memory is written out as the

@@ -23,8 +23,8 @@ OPTIONS = {
         "two": {"paths": [("LinearAttention", {}), ("SoftmaxAttention", {"max_length": 300})]}
     },
     "LowRankAttention": {
-        "each_head": {"max_length": 31, "rank": 5, "share_heads": False},
-        "shared": {"max_length": 31, "rank": 24, "share_key_value": True},
+        "each_head": {"max_length": 300, "rank": 5, "share_heads": False},
+        "shared": {"max_length": 300, "rank": 24, "share_key_value": True},
     },
     "NystromAttention": {
         "means": {"num_landmarks": 3},
