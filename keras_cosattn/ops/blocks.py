@@ -23,7 +23,7 @@ def attend_in_blocks(
     size,
     before=0,
     after=0,
-    remembers=None,
+    memory=None,
     beside=None,
     place=None,
     dropout=None,
@@ -44,8 +44,9 @@ def attend_in_blocks(
             bool `(z, C, S)`.
         size: C.
         before, after: how many blocks the reach goes back and forth.
-        remembers: which pairs give no gradient to their key and value: a function as `sees`, at
-            twice the cost, or True for the keys before the query's block.
+        memory: `(k, v, which)`: keys and values to take in place of k and v, of their shapes, for
+            the pairs that `which` tells: a function as `sees`, at twice the cost, or None for
+            the keys before the query's block.
         beside: m more keys of each example that all its blocks have: `(k, v, steps)`, of shapes
             `(b, m, hk, d)` and `(b, m, hk, e)`; steps as `k_steps`.
         place: function `(q, k, query_positions, key_positions) -> (q, k, bias)` for blocks.
@@ -66,26 +67,35 @@ def attend_in_blocks(
     def queries(x):
         return ops.reshape(arrays.pad_end(x, n * size_q - t), (-1, size_q, *x.shape[2:]))
 
-    def keys(x):
+    def keys(x, earlier=None):
         if reach is not None:
+            if earlier is not None:
+                x = ops.concatenate([earlier[:, : before * size], x[:, before * size :]], axis=1)
             return arrays.fit_length(x, reach)
-        x = arrays.fit_length(x, (n + before + after) * size)
-        return _reach(x, n, size, before, after, still=remembers is True)
+        length = (n + before + after) * size
+        x = arrays.fit_length(x, length)
+        earlier = None if earlier is None else arrays.fit_length(earlier, length)
+        return _reach(x, n, size, before, after, earlier)
 
-    q, k, v = queries(q), keys(k), keys(v)
+    *memory, which = (None, None, None) if memory is None else memory
+    q, (k, v) = queries(q), map(keys, (k, v), memory if which is None else (None, None))
     q_steps = {name: queries(x) for name, x in q_steps.items()}
     k_steps = {name: keys(x) for name, x in k_steps.items()}
+    if which is not None:
+        memory = [keys(x) for x in memory]
     if beside is not None:
         k, v = _join(k, beside[0], n), _join(v, beside[1], n)
+        if which is not None:
+            memory = [_join(x, more, n) for x, more in zip(memory, beside[:2], strict=True)]
         k_steps = {name: _join(x, beside[2][name], n) for name, x in k_steps.items()}
     rows = {name: ops.expand_dims(x, 2) for name, x in q_steps.items()}
     columns = {name: ops.expand_dims(x, 1) for name, x in k_steps.items()}
     allowed = sees(rows, columns)
-    if callable(remembers):
-        # Every key twice, the second time without gradient; a pair sees one of the two.
-        still = ops.logical_and(allowed, remembers(rows, columns))
-        allowed = ops.concatenate([ops.logical_xor(allowed, still), still], axis=2)
-        k, v = (ops.concatenate([x, ops.stop_gradient(x)], axis=1) for x in (k, v))
+    if which is not None:
+        # Every key twice, the second time that of the memory; a pair sees one of the two.
+        earlier = ops.logical_and(allowed, which(rows, columns))
+        allowed = ops.concatenate([ops.logical_xor(allowed, earlier), earlier], axis=2)
+        k, v = (ops.concatenate(both, axis=1) for both in zip((k, v), memory, strict=True))
         k_steps = {name: ops.concatenate([x, x], axis=1) for name, x in k_steps.items()}
     bias = None
     if place is not None:
@@ -101,18 +111,18 @@ def attend_in_blocks(
     return mixed, ops.reshape(totals, (b, -1, totals.shape[2]))[:, :t]
 
 
-def _reach(x, n, size, before, after, still=False):
+def _reach(x, n, size, before, after, earlier=None):
     """`(b, (n + before + after) C, ...)` as the keys of each of n blocks, `(z, S, ...)`.
 
-    If `still`, those before a block give no gradient.
+    Those before a block are from `earlier`, of the same shape, if it is given.
     """
     width = size
     for axis in x.shape[2:]:
         width *= axis
-    blocks = ops.reshape(x, (-1, n + before + after, width))
-    parts = [blocks[:, j : j + n] for j in range(before + 1 + after)]
-    if still:
-        parts = [*map(ops.stop_gradient, parts[:before]), *parts[before:]]
+    shape = (-1, n + before + after, width)
+    own = ops.reshape(x, shape)
+    past = own if earlier is None else ops.reshape(earlier, shape)
+    parts = [(past if j < before else own)[:, j : j + n] for j in range(before + 1 + after)]
     joined = parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=2)
     return ops.reshape(joined, (-1, (before + 1 + after) * size, *x.shape[2:]))
 
@@ -138,7 +148,7 @@ def window_attention(
     causal=False,
     mask=None,
     segments=None,
-    still=False,
+    memory=None,
     summaries=None,
     state=None,
     place=None,
@@ -158,7 +168,8 @@ def window_attention(
         mask: `(b, s)`, the real keys.
         segments: `(b, t)`, t = s, from `masks.segment_numbers`: a step sees its own number only,
             and positions count from its first step.
-        still: what a query sees before its segment gives no gradient to keys and values.
+        memory: `(k, v)`, which queries see in place of k and v before their segment: the same
+            numbers with another gradient. The state then gives none there.
         summaries: of whole segments, for the queries that do not see their steps: a dict with
             `"key"`, `"value"` `(b, m, hk, d or e)`, `"index"` (that of the first step, counted
             from the first query), `"position"`, `"real"`, `"bias"`, and `"segment"` if there are
@@ -178,6 +189,8 @@ def window_attention(
     s = ops.shape(k)[1]
     aligned = state is None and segments is None
     k, v = arrays.zero_masked(k, mask), arrays.zero_masked(v, mask)
+    if memory is not None:
+        memory = [arrays.zero_masked(x, mask) for x in memory]
     slack = 0 if aligned else size - 1
     before = -(-(look_back + slack) // size)
     after = 0 if causal else -(-(look_ahead + slack) // size)
@@ -195,7 +208,12 @@ def window_attention(
     if summaries is not None:
         summaries = {**summaries, "summary": ops.ones_like(summaries["real"])}
         k_steps |= {"summary": ops.zeros_like(real), "bias": ops.zeros((b, s))}
-    k_steps, k, v = _after_history(k_steps, k, v, state, before * size)
+    length = before * size
+    k_steps = _steps_after_history(k_steps, state, length)
+    if memory is not None:
+        still = state and {name: ops.stop_gradient(x) for name, x in state.items()}
+        memory = _after_history(*memory, still, length)
+    k, v = _after_history(k, v, state, length)
 
     def sees(q, k):
         far = k["index"] < q["start"] - look_back
@@ -206,18 +224,17 @@ def window_attention(
         seen = ops.logical_and(seen, k["real"])
         return seen if segments is None else ops.logical_and(seen, q["segment"] == k["segment"])
 
-    def remembers(q, k):
+    def earlier(q, k):
         return k["index"] < q["start"]
 
     beside = None if summaries is None else (summaries["key"], summaries["value"], summaries)
     mixed = attend_in_blocks(
         q, k, v, q_steps, k_steps, sees,
         size=size, before=before, after=after, place=place, dropout=dropout, beside=beside,
-        remembers=(True if aligned else remembers) if still else None,
+        memory=None if memory is None else (*memory, None if aligned else earlier),
     )  # fmt: skip
     if state is None:
         return mixed, None
-    length = before * size
     return mixed, {
         "key": masks.last_real(k, mask, length),
         "value": masks.last_real(v, mask, length),
@@ -234,17 +251,25 @@ def _steps(b, s):
     return ops.broadcast_to(ops.expand_dims(ops.arange(s, dtype="int32"), 0), (b, s))
 
 
-def _after_history(steps, k, v, state, length):
-    """Keys, values and their numbers behind the `length` steps that came before."""
+def _after_history(k, v, state, length):
+    """Keys and values behind those of the `length` steps that came before."""
     if length == 0:
-        return steps, k, v
-    b = ops.shape(k)[0]
+        return k, v
+    if state is None:
+        return arrays.pad_start(k, length), arrays.pad_start(v, length)
+    past = ops.cast(state["key"], k.dtype), ops.cast(state["value"], v.dtype)
+    return tuple(ops.concatenate(both, axis=1) for both in zip(past, (k, v), strict=True))
+
+
+def _steps_after_history(steps, state, length):
+    """The numbers of the keys behind those of the `length` steps that came before."""
+    if length == 0:
+        return steps
+    b = ops.shape(steps["real"])[0]
     behind = _steps(b, length) - length  # -length .. -1
     if state is None:
-        keys, values = arrays.zeros_in_time(k, length), arrays.zeros_in_time(v, length)
         known, count = ops.zeros((b, length), "bool"), 0
     else:
-        keys, values = ops.cast(state["key"], k.dtype), ops.cast(state["value"], v.dtype)
         count = ops.expand_dims(state["position"], 1)
         known = behind + count >= 0
     before = {"index": behind, "position": ops.maximum(behind + count, 0), "real": known}
@@ -252,5 +277,4 @@ def _after_history(steps, k, v, state, length):
         before["segment"] = ops.full((b, length), -1, "int32")
     if "summary" in steps:
         before |= {"summary": ops.zeros_like(known), "bias": ops.zeros((b, length))}
-    steps = {name: ops.concatenate([before[name], x], axis=1) for name, x in steps.items()}
-    return steps, ops.concatenate([keys, k], axis=1), ops.concatenate([values, v], axis=1)
+    return {name: ops.concatenate([before[name], x], axis=1) for name, x in steps.items()}
