@@ -15,7 +15,7 @@ from support import (
 )
 from variants import inputs
 
-from keras_cosattn import HierarchicalAttention, SoftmaxAttention
+from keras_cosattn import HierarchicalAttention, SoftmaxAttention, Streaming, scope
 
 EXACT = 1e-6  # the same sums, at most in another order
 WIDTH = 6
@@ -71,21 +71,31 @@ def sentences(rng, b, length):
 
 
 @both_ways
-@pytest.mark.parametrize("aggregator", ["attention", "mean"])
-@pytest.mark.parametrize("unit_sizes", [(1,), (5,), (3, 2), (2, 1, 3), (16, 16)], ids=str)
+@pytest.mark.parametrize(
+    ("unit_sizes", "aggregator"),
+    [
+        ((1,), "attention"),
+        ((5,), "mean"),
+        ((3, 2), "attention"),
+        ((2, 1, 3), "mean"),
+        ((16, 16), "attention"),
+    ],
+    ids=str,
+)
 def test_each_level_is_a_softmax_in_its_units(unit_sizes, aggregator, causal, rng):
     layer = build(unit_sizes, aggregator=aggregator)
-    for length in (1, 13, 33):
+    for length in (1, 21):
         x = inputs(rng, 2, length, WIDTH)
         assert_close(layer(x, x, use_causal_mask=causal), expected(layer, x, causal))
 
 
 @both_ways
-@pytest.mark.parametrize("max_units", [None, 31])
-@pytest.mark.parametrize("unit_sizes", [(1,), (5,), (4, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("unit_sizes", "max_units"), [((1,), 31), ((5,), None), ((4, 3), 31)], ids=str
+)
 def test_units_may_be_given(unit_sizes, max_units, causal, rng):
     layer = build(unit_sizes, max_units=max_units)
-    for length in (1, 13, 31):
+    for length in (1, 31):
         x, ids = inputs(rng, 3, length, WIDTH), sentences(rng, 3, length)
         mask = rng.random((3, length)) < 0.8
         mask[2] = False
@@ -108,8 +118,7 @@ def test_given_units_of_the_fixed_size_are_the_fixed_units(causal, rng):
 
 
 @both_ways
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(("given", "side"), [(False, "left"), (True, "left"), (True, "right")])
 def test_padding_equals_truncation(given, side, causal, rng):
     layer, x = build(max_units=13), inputs(rng, 3, 13, WIDTH)
     ids = sentences(rng, 3, 13)
@@ -129,19 +138,14 @@ def test_padding_equals_truncation(given, side, causal, rng):
 
 def influence(layer, x, causal, **call):
     """`(t, s)`: the largest derivative of output t after input s."""
-    return np.stack(
-        [
-            np.abs(
-                gradients(
-                    lambda x, t=t: keras.ops.sum(
-                        layer(x, x, use_causal_mask=causal, **call)[:, t] ** 2
-                    ),
-                    x,
-                )[0]
-            ).max(axis=(0, 2))
-            for t in range(x.shape[1])
-        ]
-    )
+    t = x.shape[1]
+    own = np.eye(t, dtype="float32")[:, :, None]  # of copy i the output i
+
+    def loss(x):
+        return keras.ops.sum((layer(x, x, use_causal_mask=causal, **call) * own) ** 2)
+
+    (slopes,) = gradients(loss, x.repeat(t, axis=0))
+    return np.abs(slopes).max(axis=2)
 
 
 @both_ways
@@ -149,6 +153,7 @@ def influence(layer, x, causal, **call):
 def test_every_step_reaches_every_step(given, causal, rng):
     """Or, if causal, every later one: no gap between own unit, finished units and theirs."""
     ids = np.repeat([[0, 1, 2, 3, 4]], [1, 4, 2, 1, 3], axis=1) if given else None
+    ids = ids.repeat(11, axis=0) if given else None
     found = influence(build((2, 2)), inputs(rng, 1, 11, WIDTH), causal, unit_ids=ids)
     reached = np.tri(11, dtype=bool) if causal else np.ones((11, 11), bool)
     np.testing.assert_array_equal(found > 0, reached)
@@ -208,8 +213,7 @@ def test_weights_say_how_much_of_each_step_is_mixed(causal, rng):
     assert_close(outputs, layer.output_dense(mixed), 1e-5)
 
 
-@both_ways
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(("given", "causal"), [(False, True), (True, False)])
 def test_a_layer_of_the_user_aggregates(given, causal, rng, tmp_path):
     layer, x = build((3, 2), aggregator=Largest(WIDTH)), inputs(rng, 2, 13, WIDTH)
     ids = sentences(rng, 2, 13) if given else None
@@ -293,7 +297,114 @@ def test_more_units_than_there_is_room_for_are_not_silent(causal, rng):
     assert np.all(np.isfinite(found[0, :6]) == causal)
 
 
-@both_ways_but_slow
+@both_ways
+@pytest.mark.parametrize("max_units", [None, 18])
+def test_packed_units_end_with_their_segment(max_units, causal, rng):
+    """At every level, also where a unit's id goes on."""
+    layer, x = build((3, 2), max_units=max_units), inputs(rng, 2, 31, WIDTH)
+    segments = np.repeat([[4, 0, 4, 1]], [1, 13, 3, 14], axis=1).repeat(2, axis=0)
+    mask = rng.random((2, 31)) < 0.9
+    for ids, real in ((None, None), (None, mask), (sentences(rng, 2, 31), mask)):
+        if ids is not None and max_units:
+            continue  # more units than that
+        how = How(real, real, segments, causal=causal)
+        exact = projected(
+            NAME, layer_weights(layer), x, x, how=how, unit_sizes=(3, 2), unit_ids=ids
+        )
+        found = layer(
+            x, x, unit_ids=ids, segment_ids=segments, query_mask=real, value_mask=real,
+            use_causal_mask=causal,
+        )  # fmt: skip
+        assert_close(found, exact)
+
+
+@both_ways
+def test_more_packed_units_than_there_is_room_for_are_not_silent(causal, rng):
+    layer, x = build((4,), max_units=3), inputs(rng, 2, 9, WIDTH)
+    segments = np.array([[0, 0, 1, 1, 1, 1, 1, 2, 2], [0] * 9])  # four units, and three
+    found = np.asarray(layer(x, x, segment_ids=segments, use_causal_mask=causal))
+    assert np.all(np.isfinite(found[1]))
+    assert np.all(np.isnan(found[0, 7:]))
+    assert np.all(np.isfinite(found[0, :7]) == causal)
+
+
+def streamed(layer):
+    x = keras.Input((None, WIDTH))
+    return Streaming(keras.Model(x, layer(x, x, use_causal_mask=True)))
+
+
+@pytest.mark.parametrize(
+    ("unit_sizes", "aggregator", "pieces"),
+    [
+        ((4, 3), "layer", [3, 1, 17, 2]),
+        ((1,), "attention", [1, 4, 18]),
+        pytest.param((2, 1, 3), "attention", [13, 1, 1, 8], marks=pytest.mark.slow),
+        pytest.param((2, 1, 3), "layer", [1] * 23, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_examples_of_a_stream_finish_their_units_at_their_own_time(
+    unit_sizes, aggregator, pieces, rng
+):
+    aggregator = Largest(WIDTH + 1) if aggregator == "layer" else aggregator
+    layer, x = build(unit_sizes, aggregator=aggregator, max_length=23), inputs(rng, 3, 23, WIDTH)
+    mask = rng.random((3, 23)) < np.array([[0.4], [0.8], [1.0]])
+    x[~mask] = np.nan
+    stream = streamed(layer)
+    state, outputs = stream.initial_state(3), []
+    for piece, real in zip(
+        *(np.split(y, np.cumsum(pieces)[:-1], axis=1) for y in (x, mask)), strict=True
+    ):
+        y, state = stream(piece, state, real)
+        outputs.append(y)
+    outputs = np.concatenate(outputs, axis=1)
+    for i, real in enumerate(mask):
+        alone = x[i : i + 1, real]
+        whole = layer(alone, alone, use_causal_mask=True)
+        assert_close(outputs[i : i + 1, real], whole, EXACT)
+    np.testing.assert_array_equal(state["hierarchical_attention_0_position"], mask.sum(axis=1))
+
+
+@pytest.mark.parametrize("max_length", [14, 5, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_stream_is_exact_to_its_end_and_nan_beyond(max_length, rng):
+    layer, x = build((3, 2), max_length=max_length), inputs(rng, 1, 20, WIDTH)
+    stream = streamed(layer)
+    whole = np.asarray(layer(x, x, use_causal_mask=True))
+    assert np.all(np.isfinite(whole))
+    y, state = stream(x[:, : max_length - 1], stream.initial_state(1))
+    last, full = stream(x[:, max_length - 1 : max_length], state)
+    assert_close(np.concatenate([y, last], axis=1), whole[:, :max_length], EXACT)
+    with pytest.raises(ValueError, match=f"ends after {max_length} steps"):
+        stream(x[:, max_length:], full)
+    across, _ = stream._step(x[:, max_length - 1 :], state)
+    assert_close(across[:, :1], last, EXACT)
+    assert np.all(np.isnan(np.asarray(across)[:, 1:]))
+
+
+def test_the_state_of_a_stream_grows_with_its_units_of_units():
+    def floats(max_length, unit_sizes=(16, 8)):
+        return streamed(build(unit_sizes, max_length=max_length)).state_bytes / 4
+
+    per_step = 2 * (5 + 3)  # of a key head: a key and a value
+    known = (16 + 8) * (per_step + WIDTH) + 2 * 4 * 3  # windows, and what the last units got
+    assert floats(1 << 20) == known + (1 << 20) // 128 * per_step + 1
+    # Of units of one step nothing has to be kept but what the level above gave.
+    assert floats(64, (1,)) == 4 * 3 + 64 * per_step + 1
+
+
+def test_what_a_stream_cannot_know_is_refused(rng):
+    with pytest.raises(ValueError, match=r"needs to know how many\. Build it with `max_length`"):
+        streamed(build())
+    layer, x = build(max_length=9), inputs(rng, 1, 3, WIDTH)
+    with (
+        scope.opened(scope.Stream()),
+        pytest.raises(ValueError, match=r"cannot stream: `unit_ids` would need .* Leave them out"),
+    ):
+        layer(x, x, unit_ids=np.zeros((1, 3), "int32"), use_causal_mask=True)
+
+
+@pytest.mark.slow
+@both_ways
 def test_given_units_train_under_jit(causal, rng):
     keras.utils.set_random_seed(0)
     x, ids = keras.Input((None, WIDTH)), keras.Input((None,), dtype="int32")
@@ -323,36 +434,53 @@ def test_any_length_runs_in_one_graph(causal, rng):
         assert_close(run(x, ids), expected(layer, x, causal, unit_ids=ids))
 
 
-@both_ways_but_slow
-def test_one_compiled_call_equals_the_reference(causal, rng):
-    layer, x, ids = build((3, 2)), inputs(rng, 2, 13, WIDTH), sentences(rng, 2, 13).astype("int32")
-    found = compiled(lambda x: pure(layer, x, x, unit_ids=ids, use_causal_mask=causal))(x)
-    assert_close(found, expected(layer, x, causal, unit_ids=ids))
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_one_compiled_call_has_the_values_and_gradients(causal, rng):
+    layer, x, ids = build((4,)), inputs(rng, 2, 13, WIDTH), sentences(rng, 2, 13).astype("int32")
+
+    def run(x):
+        return pure(layer, x, x, unit_ids=ids, use_causal_mask=causal)
+
+    g = inputs(rng, 2, 13, WIDTH)
+    value, (slopes,) = value_and_gradients(compiled(run), g, x)
+    assert_close(value, expected(layer, x, causal, unit_ids=ids))
+    assert_close(slopes, value_and_gradients(run, g, x)[1][0])
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="reads the shapes in a TensorFlow graph")
-@both_ways_but_slow
-def test_its_largest_tensor_grows_with_the_length_only(causal):
+@pytest.mark.parametrize(
+    ("given", "causal"),
+    [
+        (False, True),
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
+def test_its_largest_tensor_grows_with_the_length_only(given, causal):
     import tensorflow as tf
 
-    def largest(layer, n, unit_ids=None):
+    def largest(layer, n, **call):
         @tf.function(input_signature=[tf.TensorSpec((1, n, WIDTH))])
         def run(x):
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                y = layer(x, x, use_causal_mask=causal, **unit_ids or {})
+                y = layer(x, x, use_causal_mask=causal, **call)
             return tape.gradient(y, x)
 
         operations = run.get_concrete_function().graph.get_operations()
         return max(y.shape.num_elements() or 0 for op in operations for y in op.outputs)
 
+    if given:
+        # A unit can lie in two blocks, and three blocks are looked at.
+        layer, ids = build((16, 16), max_units=128), (np.arange(1024)[None] // 9).astype("int32")
+        assert largest(layer, 1024, unit_ids=ids) <= 1024 * 4 * 16 * 3
+        assert largest(layer, 1024, segment_ids=ids // 50) <= 1024 * 4 * 16 * 3
+        return
     layer = build((16, 16))
     # Scores of 4 heads inside units of 16; the upper levels have 64 and 4 steps.
     assert largest(layer, 1024) <= 1024 * 4 * 16
     assert largest(layer, 2048) <= 2048 * 4 * 16
-    # Given units: a unit can lie in two blocks, and three blocks are looked at.
-    layer, ids = build((16, 16), max_units=128), (np.arange(1024)[None] // 9).astype("int32")
-    assert largest(layer, 1024, {"unit_ids": ids}) <= 1024 * 4 * 16 * 3
     assert largest(SoftmaxAttention(4, 5), 1024) == 4 * 1024 * 1024
 
 
@@ -364,6 +492,7 @@ def test_its_largest_tensor_grows_with_the_length_only(causal):
         ({"unit_sizes": (4, 0)}, "`unit_sizes` must be an integer .* unit_sizes=0"),
         ({"aggregator": "max"}, '"attention", "mean" or a Keras layer. .*aggregator=\'max\''),
         ({"max_units": 0}, "`max_units` must be .* max_units=0"),
+        ({"max_length": -1}, "`max_length` must be .* max_length=-1"),
     ],
 )
 def test_a_bad_argument_is_refused(arguments, message):

@@ -1,6 +1,7 @@
 """Attention inside units, between units, and between units of units."""
 
 import inspect
+import math
 
 import keras
 from keras import ops
@@ -37,10 +38,11 @@ class HierarchicalAttention(Attention):
     O(n c_1 + U c_2 + ... + (U / (c_2 ...))^2); packed, O(n c_1 + U c_2 + U c_3 + ... + U^2), for
     each sequence may be of one unit at every level. So give `max_units`: without it U is n.
 
-    Streams units of c_l steps, for N = `max_length` steps: each one costs
-    O((c_1 + c_2 + ... + N / (c_1 c_2 ...)) (d + e)) per head, and pools c_l steps at each level.
-    The float32 state holds, per key head, (d + e) for c_1 + c_2 + ... + N / (c_1 c_2 ...) steps,
-    and the c_1 + c_2 + ... steps themselves. Beyond N it gives NaN. Dropout acts on the weights.
+    Streams for N = `max_length` steps, with units of c_l steps. With
+    S = c_1 + c_2 + ... + N / (c_1 c_2 ...), a step costs O(S (d + e)) per head, and every level
+    projects one step and aggregates c_l of them, whether a unit ends or not. The float32 state is
+    O(S (d + e)) per key head, the c_1 + c_2 + ... steps themselves, and e per level and head.
+    Beyond N steps it gives NaN. Dropout acts on the weights.
 
     Yang et al., 2016 (Hierarchical Attention Networks), section 2.2, eq. 5-10: units pooled with a
     learned query. Zhu and Soricut, 2021 (H-Transformer-1D), section 4: near steps one by one, far
@@ -360,14 +362,12 @@ class HierarchicalAttention(Attention):
     def _state_spec(self):
         """Level by level the last unit's steps, and what the level above gave for it."""
         spec, heads = {"position": ((), "int32")}, self.num_key_value_heads
-        length, units = {}, self.max_length
-        for level, (size, width) in enumerate(zip(self.unit_sizes, self._widths), 1):
-            length[level] = window_length(size, 0)
-            units //= size
-            spec[f"input_{level}"] = (length[level], width), "float32"
+        lengths = [window_length(size, 0) for size in self.unit_sizes]
+        for level, (n, width) in enumerate(zip(lengths, self._widths, strict=True), 1):
+            spec[f"input_{level}"] = (n, width), "float32"
             spec[f"above_{level}"] = (self.num_heads, self.value_dim), "float32"
-        length[level + 1] = max(units, 1)
-        for level, n in length.items():
+        top = max(self.max_length // math.prod(self.unit_sizes), 1)
+        for level, n in enumerate([*lengths, top], 1):
             spec[f"key_{level}"] = (n, heads, self.key_dim), "float32"
             spec[f"value_{level}"] = (n, heads, self.value_dim), "float32"
         return {name: part for name, part in spec.items() if 0 not in part[0]}  # a unit of one
