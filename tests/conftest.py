@@ -29,23 +29,27 @@ def pytest_collection_modifyitems(config, items):
                 )
     if asked:
         return
-    _mark_most_as_slow_on_jax(items)
+    _mark_more_as_slow(items)
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
 
 
-def _mark_most_as_slow_on_jax(items):
-    """JAX compiles every shape: each newer variant runs a third of the contract, each another."""
+def _mark_more_as_slow(items):
+    """One case of each newer variant is quick; on JAX, which compiles every shape, a third of it.
+
+    There each variant runs another third of the contract.
+    """
     from support import BACKEND
     from variants import CASES, PLAIN
 
-    if BACKEND != "jax":
-        return
+    first = {cls.__name__: case for case, (cls, _) in reversed(CASES.items())}
     cases, tests = list(CASES), {}
     for item in items:
         case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
-        if case in CASES and CASES[case][0].__name__ not in PLAIN:
-            test = tests.setdefault(item.function, len(tests))
-            if (test + cases.index(case)) % 3:
-                item.add_marker(pytest.mark.slow)
+        if case not in CASES or CASES[case][0].__name__ in PLAIN:
+            continue
+        test = tests.setdefault(item.function, len(tests))
+        left_out = BACKEND == "jax" and (test + cases.index(case)) % 3
+        if left_out or case != first[CASES[case][0].__name__]:
+            item.add_marker(pytest.mark.slow)
