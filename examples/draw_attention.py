@@ -8,8 +8,10 @@ row's mass lies near its step, and how the weights spread as the text gets longe
 """
 
 import argparse
+import datetime
 import importlib.resources
 import pathlib
+import platform
 
 import keras
 import numpy as np
@@ -94,3 +96,4 @@ for name, row in {"": head, **{name: row for name, (row, _, _) in found.items()}
 weights, dilutions = ({name: one[i] for name, one in found.items()} for i in (1, 2))
 path, seen = arguments.output / "attention.png", analysis.seen_keys(SHOWN, causal=True)
 analysis.draw(weights, seen=seen, dilutions=dilutions, path=path)
+print(f"{datetime.date.today()}, {platform.machine()}, Keras {keras.__version__}, seed {SEED}")
