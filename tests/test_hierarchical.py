@@ -337,7 +337,7 @@ def streamed(layer):
     ("unit_sizes", "aggregator", "pieces"),
     [
         ((4, 3), "layer", [3, 1, 17, 2]),
-        ((1,), "attention", [1, 4, 18]),
+        pytest.param((1,), "attention", [1, 4, 18], marks=pytest.mark.slow),
         pytest.param((2, 1, 3), "attention", [13, 1, 1, 8], marks=pytest.mark.slow),
         pytest.param((2, 1, 3), "layer", [1] * 23, marks=pytest.mark.slow),
     ],
@@ -390,6 +390,20 @@ def test_the_state_of_a_stream_grows_with_its_units_of_units():
     assert floats(1 << 20) == known + (1 << 20) // 128 * per_step + 1
     # Of units of one step nothing has to be kept but what the level above gave.
     assert floats(64, (1,)) == 4 * 3 + 64 * per_step + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow exports")
+@pytest.mark.parametrize("unit_sizes", [(1,), (3, 2)], ids=str)
+def test_a_stream_with_a_layer_of_the_user_becomes_a_tflite_file(unit_sizes, tmp_path):
+    from keras_cosattn.export import to_tflite
+
+    layer = build(unit_sizes, aggregator=Largest(WIDTH + 1), max_length=40)
+    x = keras.Input((None, WIDTH))
+    model = keras.Model(x, layer(x, x, use_causal_mask=True))
+    report = to_tflite(model, tmp_path / "model.tflite")
+    assert set(report.differences) == {"serve", "prefill", "step"}
+    assert report.largest_difference < 1e-5
 
 
 def test_what_a_stream_cannot_know_is_refused(rng):
