@@ -631,6 +631,42 @@ def hierarchical_attention(
     return outputs
 
 
+def recurrent_memory_tokens(
+    weights, query, how, segment_length=64, memory_length=64, num_memory_tokens=0, **_
+):
+    """One segment after the other: its steps read the tokens, which are then written anew.
+
+    `M <- N(M + A(M; [M, steps]))`, A the layer's attention without mask, N a division by the root
+    mean square. Bulatov et al., 2022.
+    """
+
+    def heads(x, name):
+        kernel, bias = weights[name]
+        y = np.einsum("tm,mhd->thd", x, kernel) + bias
+        return np.repeat(y, weights["query"][0].shape[1] // y.shape[1], axis=1)
+
+    def attend(x, seen):
+        q, k, v = heads(x, "query"), heads(seen, "key"), heads(seen, "value")
+        kernel, bias = weights["attention_output"]
+        logits = np.einsum("thd,shd->hts", q, k) / np.sqrt(q.shape[2])
+        return np.einsum("hts,she,hem->tm", _softmax(logits), v, kernel) + bias
+
+    start, bias = weights["more"]["memory_tokens"], weights["attention_output"][1]
+    x = np.asarray(query, np.float64)
+    outputs = np.zeros((*x.shape[:2], len(bias))) + bias
+    for b in range(len(x)):
+        real = _real(how.key_mask, b, x.shape[1])
+        tokens, steps = start, x[b, real]
+        for first in range(0, len(real), segment_length):
+            segment = steps[first : first + segment_length]
+            for t in range(first, first + len(segment)):
+                seen = [tokens, steps[max(first - memory_length, 0) : t + 1]]
+                outputs[b, real[t]] = attend(steps[t : t + 1], np.concatenate(seen))[0]
+            tokens = tokens + attend(tokens, np.concatenate([tokens, segment]))
+            tokens = tokens / np.sqrt(np.mean(tokens**2, axis=1, keepdims=True) + 1e-6)
+    return outputs
+
+
 WHOLE = {
     "RoutedAttention": routed_attention,
     "HierarchicalAttention": hierarchical_attention,
@@ -680,6 +716,8 @@ def projected(name, weights, query, value, key=None, how=EVERYTHING, **arguments
     """
     if name in WHOLE:
         return WHOLE[name](weights, query, value, key, how, **arguments)
+    if "memory_tokens" in weights.get("more", ()):
+        return recurrent_memory_tokens(weights, query, how, **arguments)
 
     def heads(x, name):
         kernel, bias = weights[name]

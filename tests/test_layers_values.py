@@ -38,6 +38,10 @@ VARIANTS = {
         {"segment_length": 8, "delta_rule": True},
     ),
     "no_memory": ("RecurrentMemoryAttention", {"segment_length": 5, "memory_length": 0}),
+    "memory_tokens": (
+        "RecurrentMemoryAttention",
+        {"segment_length": 6, "memory_length": 0, "num_memory_tokens": 3},
+    ),
     "routed": (
         "RoutedAttention",
         {

@@ -211,7 +211,125 @@ def test_the_state_stays_as_large_as_it_was(rng):
     assert_close(np.concatenate(outputs, axis=1), layer(x, x, use_causal_mask=True), 1e-6)
 
 
-@pytest.mark.parametrize("options", [{"memory_length": -1}, {"segment_length": 0}], ids=str)
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_what_is_beyond_the_memory_comes_through_the_tokens_only(tokens, rng):
+    """From the first segment to the fourth, in values and in gradients."""
+    layer, x = make(4, 0, num_memory_tokens=tokens), inputs(rng, B, 16, WIDTH)
+
+    def loss(x):
+        return keras.ops.sum(layer(x, x, use_causal_mask=True)[:, 12:] ** 2)
+
+    (slope,) = gradients(loss, x)
+    assert np.all(np.any(slope[:, :12], axis=2) == bool(tokens))
+    changed = x.copy()
+    changed[:, 0] += 1
+    before, after = (np.asarray(layer(y, y, use_causal_mask=True)) for y in (x, changed))
+    assert np.all(np.any(after[:, 12:] != before[:, 12:], axis=2) == bool(tokens))
+
+
+def test_a_segment_reads_nothing_of_the_token_that_it_will_write(rng):
+    """Tokens are written when a segment is finished, so within it they say nothing of it."""
+    layer, x = make(4, 0, num_memory_tokens=2), inputs(rng, 1, 8, WIDTH)
+
+    def loss(x):
+        return keras.ops.sum(layer(x, x, use_causal_mask=True)[:, 5] ** 2)
+
+    (slope,) = gradients(loss, x)
+    assert np.flatnonzero(np.any(slope[0], axis=1)).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_tokens_learn_to_tell_what_was_long_ago(rng):
+    """The first step says which of two outputs all steps of the last segment should give."""
+    keras.utils.set_random_seed(3)
+    x = np.tile(inputs(rng, 1, 20, WIDTH), (64, 1, 1))  # but for that step all are the same
+    sign = np.sign(rng.normal(size=(64, 1))).astype("float32")
+    x[:, 0, :2] = 3 * sign
+    losses = {}
+    for tokens in (0, 2):
+        model = keras.Sequential(
+            [
+                streamed(make(4, 0, num_memory_tokens=tokens)),
+                keras.layers.Lambda(lambda y: y[:, -4:]),
+                keras.layers.Dense(1),
+            ]
+        )
+        model.compile(keras.optimizers.Adam(0.02), "mse")
+        target = np.broadcast_to(sign[:, None], (64, 4, 1))
+        losses[tokens] = model.fit(x, target, epochs=25, verbose=0).history["loss"][-1]
+    assert losses[2] < 0.1
+    assert losses[0] > 0.9
+
+
+@pytest.mark.parametrize("kind", ["ALiBi", "Rotary", "TransformerXL"])
+def test_tokens_stand_at_no_position(kind, rng):
+    """Each segment of a repeated one has the same outputs where the tokens stay as they were."""
+    layer = make(4, 0, num_memory_tokens=2, position=getattr(positions, kind)())
+    layer.output_dense.kernel.assign(layer.output_dense.kernel * 0)
+    scale = np.sqrt(np.mean(np.square(layer.memory_tokens), axis=1, keepdims=True))
+    layer.memory_tokens.assign(layer.memory_tokens / scale)
+    layer.output_dense.bias.assign(layer.output_dense.bias * 0)
+    x = np.tile(inputs(rng, B, 4, WIDTH), (1, 5, 1))
+    _, weights = layer(x, x, use_causal_mask=True, return_attention_scores=True)
+    weights = np.asarray(weights)
+    for c in range(4, 20, 4):
+        own = slice(c, c + 4)
+        assert_close(weights[:, :, own, own], weights[:, :, :4, :4], 1e-5)
+    assert np.all(weights.sum(axis=3) < 0.999)
+
+
+@pytest.mark.parametrize("memory", [0, 3])
+@pytest.mark.parametrize("size", [1, 4])
+def test_tokens_go_on_by_each_examples_own_count_of_steps(size, memory, rng):
+    """Pieces in which some examples have fewer steps, or none, or not the first of them."""
+    layer = make(size, memory, num_memory_tokens=2)
+    stream, x = Streaming(streamed(layer)), inputs(rng, 2, 12, WIDTH)
+    expected = np.asarray(layer(x, x, use_causal_mask=True))
+    state, taken = stream.initial_state(2), np.zeros(2, int)
+    for first, second in zip(
+        ["11110", "00000", "01011", "11111"], ["11000", "10101", "00001", "11111"], strict=True
+    ):
+        mask = np.array([[c == "1" for c in row] for row in (first, second)])
+        steps = np.minimum(taken[:, None] + np.cumsum(mask, axis=1) - mask, 11)
+        piece = np.where(mask[..., None], np.take_along_axis(x, steps[..., None], axis=1), np.nan)
+        y, state = stream(piece.astype("float32"), state, mask=mask)
+        for i in range(2):
+            assert_close(np.asarray(y)[i, mask[i]], expected[i, steps[i, mask[i]]], 1e-5)
+        taken += mask.sum(axis=1)
+    assert taken.tolist() == [12, 11]
+
+
+def test_tokens_stay_bounded_in_an_endless_stream(rng):
+    layer, x = make(4, 0, num_memory_tokens=3), inputs(rng, 1, 800, WIDTH)
+    stream = Streaming(streamed(layer))
+    state, largest = stream.initial_state(1), []
+    for piece in np.split(x, 4, axis=1):
+        y, state = stream(piece, state)
+        (tokens,) = (value for name, value in state.items() if name.endswith("tokens"))
+        assert tokens.shape == (1, 3, WIDTH)
+        assert np.all(np.isfinite(y))
+        largest.append(np.abs(tokens).max())
+    assert max(largest) <= np.sqrt(WIDTH)  # of a vector whose root mean square is 1
+
+
+def test_without_tokens_there_is_no_trace_of_them(rng):
+    layer = make(4, 3, num_memory_tokens=0)
+    assert len(layer.weights) == 8  # kernel and bias of the four projections
+    assert not any("token" in name for name in Streaming(streamed(layer)).state_spec)
+    assert "cross" not in layer.cannot
+    assert "packed" not in layer.cannot
+
+
+def test_tokens_of_another_width_than_the_output_are_refused():
+    with pytest.raises(ValueError, match=r"Leave out `output_shape`.*output_shape=8.*6"):
+        RecurrentMemoryAttention(2, 3, num_memory_tokens=1, output_shape=8).build(
+            (None, None, 6), (None, None, 6)
+        )
+
+
+@pytest.mark.parametrize(
+    "options", [{"memory_length": -1}, {"segment_length": 0}, {"num_memory_tokens": -2}], ids=str
+)
 def test_lengths_that_cannot_be_are_refused(options):
     (name, value) = next(iter(options.items()))
     with pytest.raises(ValueError, match=f"`{name}` must be .*Received: {name}={value}"):

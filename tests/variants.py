@@ -18,7 +18,10 @@ OPTIONS = {
         "sums": {"segment_length": 4},
         "delta_rule": {"segment_length": 3, "delta_rule": True},
     },
-    "RecurrentMemoryAttention": {"uneven": {"segment_length": 4, "memory_length": 6}},
+    "RecurrentMemoryAttention": {
+        "uneven": {"segment_length": 4, "memory_length": 6},
+        "tokens": {"segment_length": 4, "memory_length": 3, "num_memory_tokens": 2},
+    },
     "RoutedAttention": {
         "two": {"paths": [("LinearAttention", {}), ("SoftmaxAttention", {"max_length": 300})]}
     },
@@ -119,8 +122,11 @@ ONE_BUCKET = {
 }
 """Arguments with which a variant has no keys to choose: where two are all but equally near, a
 coarser rounding chooses the other, and the output jumps."""
-LOOPS = {"CompressiveMemoryAttention-delta_rule"}
+LOOPS = {"CompressiveMemoryAttention-delta_rule", "RecurrentMemoryAttention-tokens"}
 """Cases with a loop over segments, which TFLite takes with a fixed batch only."""
+TOKENS = {"RecurrentMemoryAttention-tokens"}
+"""Cases with tokens of the input's width among the steps: they can have no other `output_shape`,
+and the weights of the steps do not sum to one."""
 PLAIN = {"SoftmaxAttention", "LinearAttention", "CosFormerAttention"}
 """Variants whose weights are those of `keras.layers.MultiHeadAttention`."""
 

@@ -271,10 +271,13 @@ class Attention(keras.layers.Layer):
         mixed = self._mix(q, k, v, how, training)
         if not return_weights:
             return mixed, None
+        return mixed, self._implied_weights(lambda each: self._mix(q, k, each, how, False), v, how)
+
+    def _implied_weights(self, mix, v, how):
+        """`(b, h, t, s)`: what a function that is linear in the values makes of the identity."""
         b, s, heads, _ = ops.shape(v)
         each = ops.broadcast_to(ops.reshape(ops.eye(s), (1, s, 1, s)), (b, s, heads, s))
-        weights = arrays.zero_masked(self._mix(q, k, each, how, False), how.query)
-        return mixed, ops.transpose(weights, (0, 2, 1, 3))
+        return ops.transpose(arrays.zero_masked(mix(each), how.query), (0, 2, 1, 3))
 
     def _mix(self, q, k, v, how, training):
         """Mix v over the whole sequence, `(b, t, h, e)`. Linear in v, whose e may be any."""

@@ -153,6 +153,7 @@ def window_attention(
     state=None,
     place=None,
     dropout=None,
+    log_totals=False,
 ):
     """Attention inside segments of C steps and `look_back` steps before, `look_ahead` after each.
 
@@ -176,11 +177,12 @@ def window_attention(
             `segments`; `look_back` and `look_ahead` are then multiples of C. If `causal`, a query
             sees those of the past.
         state: what an earlier call returned, for `causal` self-attention without `segments`.
-        place, dropout: as `attend_in_blocks`.
+        place, dropout, log_totals: as `attend_in_blocks`.
 
     Returns:
-        `(b, t, h, e)` and the new state (None without one): the last steps that can still be
-        seen, `{"key", "value": (b, window_length(size, look_back), hk, d or e), "position": (b,)}`.
+        What `attend_in_blocks` does, and the new state (None without one): the last steps that can
+        still be seen, `{"key", "value": (b, window_length(size, look_back), hk, d or e),
+        "position": (b,)}`.
 
     O(t (C + look_back + look_ahead) (d + e)) time and O(t (C + look_back + look_ahead)) memory
     per head; the state is O((C + look_back) (d + e)).
@@ -232,6 +234,7 @@ def window_attention(
         q, k, v, q_steps, k_steps, sees,
         size=size, before=before, after=after, place=place, dropout=dropout, beside=beside,
         memory=None if memory is None else (*memory, None if aligned else earlier),
+        log_totals=log_totals,
     )  # fmt: skip
     if state is None:
         return mixed, None
