@@ -49,9 +49,8 @@ def fit(model, x, y, rate=0.0, epochs=1, jit=True):
 @pytest.mark.parametrize(
     ("name", "jit"),
     [
-        ("recurrent_memory", True),
         ("softmax", False),
-        *(pytest.param(name, True, marks=pytest.mark.slow) for name in [*LAYERS][1:]),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in LAYERS),
     ],
 )
 def test_the_state_after_fit_is_that_of_the_stream(name, jit, rng):

@@ -182,8 +182,15 @@ def model_of(**arguments):
     return keras.Model(inputs, layer(inputs, inputs, use_causal_mask=True))
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    ("policy", "jit"),
+    [
+        ("float32", True),
+        pytest.param("float32", False, marks=pytest.mark.slow),
+        pytest.param("mixed_float16", True, marks=pytest.mark.slow),
+        ("mixed_float16", False),
+    ],
+)
 def test_fit_moves_centroids_that_are_saved_and_then_fixed(jit, policy, rng, tmp_path):
     model = model_of(num_clusters=3, cluster_size=4, decay=0.9, max_length=64, dtype=policy)
     before, x = numbers(model.layers[-1]), steps(rng, 13, 8)

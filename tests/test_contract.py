@@ -108,7 +108,11 @@ def test_the_future_never_leaks(case, jit, rng):
 
     def run(x):
         outputs = []
-        for layer, scores, masked in itertools.product(layers, (False, True), (False, True)):
+        flags = itertools.product(layers, (False, True), (False, True))
+        # Compiled by XLA, two of the eight: each is a program of its own.
+        for layer, scores, masked in (
+            [(layers[1], False, True), (layers[0], True, False)] if jit else flags
+        ):
             found = pure(
                 layer, x, x, query_mask=mask if masked else None,
                 value_mask=mask if masked else None, return_attention_scores=scores,
@@ -307,6 +311,7 @@ def test_half_precision_is_float32_to_its_precision(case, policy, length, rng):
 
 @every_case
 def test_lora_and_int8_reach_the_projections(case, rng):
+    keras.utils.set_random_seed(0)
     layer, x = build(case), inputs(rng, 2, 13, WIDTH)
     causal = case in CAUSAL
     before = layer(x, x, use_causal_mask=causal)

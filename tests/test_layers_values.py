@@ -105,6 +105,8 @@ CALLS = {
 }
 
 QUICK = {"self_padded_64", "cross_13_64", "causal_257", "causal_packed_padded_64"}
+LOOPS = {("compressive_delta", "causal_257"), ("memory_tokens", "causal_257")}
+"""Calls that would loop over dozens of segments, step by step."""
 
 
 def can(variant, call):
@@ -122,6 +124,7 @@ def each_call():
     pairs = [(v, c) for v in VARIANTS for c in CALLS if can(v, c)]
     for i, (variant, call) in enumerate(pairs):
         quick = VARIANTS[variant][0] in PLAIN or call in QUICK
+        quick = quick and (variant, call) not in LOOPS
         marks = [] if quick and i % every == 0 else [pytest.mark.slow]
         yield pytest.param(variant, call, id=f"{variant}-{call}", marks=marks)
 

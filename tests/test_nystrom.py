@@ -248,6 +248,7 @@ def test_xla_gives_the_same(rng):
     assert_close(run(x), layer(x, x, query_mask=mask, value_mask=mask), 1e-5)
 
 
+@pytest.mark.slow
 def test_trains_compiled_with_any_length(rng):
     x = keras.Input((None, WIDTH))
     layer = build(num_landmarks=3, pinv_iterations=2, conv_kernel_size=3, dropout=0.1)
