@@ -227,6 +227,22 @@ def test_what_is_beyond_the_memory_comes_through_the_tokens_only(tokens, rng):
     assert np.all(np.any(after[:, 12:] != before[:, 12:], axis=2) == bool(tokens))
 
 
+def test_weights_of_steps_and_tokens_sum_to_one(rng):
+    """In the first segment, whose tokens are known."""
+    layer, x = make(16, 0, num_memory_tokens=3), inputs(rng, B, 13, WIDTH)
+    _, weights = layer(x, x, use_causal_mask=True, return_attention_scores=True)
+    parts = layer_weights(layer)
+    q, k, own = (
+        np.einsum("...tm,mhd->...thd", y, parts[name][0]) + parts[name][1]
+        for y, name in ((x, "query"), (x, "key"), (parts["more"]["memory_tokens"], "key"))
+    )
+    logits = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(D)
+    steps = np.exp(logits) * np.tri(13)
+    tokens = np.exp(np.einsum("bthd,rhd->bhtr", q, own) / np.sqrt(D))
+    total = steps.sum(axis=3, keepdims=True) + tokens.sum(axis=3, keepdims=True)
+    assert_close(weights, steps / total, 1e-5)
+
+
 def test_a_segment_reads_nothing_of_the_token_that_it_will_write(rng):
     """Tokens are written when a segment is finished, so within it they say nothing of it."""
     layer, x = make(4, 0, num_memory_tokens=2), inputs(rng, 1, 8, WIDTH)

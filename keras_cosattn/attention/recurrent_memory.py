@@ -103,8 +103,8 @@ class RecurrentMemoryAttention(Attention):
                 "`num_memory_tokens=0`."
             )
             reasons["packed"] = (
-                "its memory tokens go from segment to segment of one sequence. Give each sequence "
-                "a row of its own, or use `num_memory_tokens=0`."
+                "its memory tokens begin once in a row, not anew with each sequence. Give each "
+                "sequence a row of its own, or use `num_memory_tokens=0`."
             )
         return reasons
 
