@@ -83,7 +83,7 @@ def measure(memory_length, train, test):
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--quick", action="store_true", help="a small part of the text")
 arguments = parser.parse_args()
-batches = 700 if arguments.quick else 4000
+batches = 400 if arguments.quick else 4000
 text = speeches()
 train, test = text[:-HELD_OUT], text[-HELD_OUT:]
 train = train[-STREAMS * LENGTH * batches - 1 :]
