@@ -94,4 +94,4 @@ print(f"bz2 of the held-out text: {8 * len(bz2.compress(test)) / len(test):.3f} 
 known = len(lzma.compress(train + test)) - len(lzma.compress(train))
 print(f"xz of it, behind the training text: {8 * known / len(test):.3f}")
 print(f"{len(train):,} bytes to train, {len(test):,} held out")
-print(f"{datetime.date.today()}, {platform.platform()}, Keras {keras.__version__}, seed {SEED}")
+print(f"{datetime.date.today()}, {platform.machine()}, Keras {keras.__version__}, seed {SEED}")
