@@ -36,9 +36,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _mark_more_as_slow(items):
-    """One case of each newer variant is quick; on JAX, which compiles every shape, a third of it.
+    """One case of each newer variant is quick; on JAX, which compiles every shape, a sixth of it.
 
-    There each variant runs another third of the contract.
+    There each variant runs another sixth of the contract.
     """
     from support import BACKEND
     from variants import CASES, PLAIN
@@ -50,6 +50,6 @@ def _mark_more_as_slow(items):
         if case not in CASES or CASES[case][0].__name__ in PLAIN:
             continue
         test = tests.setdefault(item.function, len(tests))
-        left_out = BACKEND == "jax" and (test + cases.index(case)) % 3
+        left_out = BACKEND == "jax" and (test + cases.index(case)) % 6
         if left_out or case != first[CASES[case][0].__name__]:
             item.add_marker(pytest.mark.slow)
