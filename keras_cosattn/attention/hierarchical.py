@@ -45,7 +45,7 @@ class HierarchicalAttention(Attention):
     Beyond N steps it gives NaN. Dropout acts on the weights.
 
     Yang et al., 2016 (Hierarchical Attention Networks), section 2.2, eq. 5-10: units pooled with a
-    learned query. Zhu and Soricut, 2021 (H-Transformer-1D), section 4: near steps one by one, far
+    learned query. Zhu and Soricut, 2021 (H-Transformer-1D): near steps one by one, far
     ones as aggregates.
 
     Where we leave the papers: Yang et al. classify whole documents; here each step gets back what
