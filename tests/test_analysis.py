@@ -209,7 +209,6 @@ def test_a_model_without_attention_is_refused(rng):
 
 
 def test_draws_a_panel_for_each_matrix_and_writes_only_when_asked(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     weights = {"one": IDENTITY, "two": CAUSAL_UNIFORM, "signed": SIGNED}
     figure = analysis.draw(weights, seen=None)
@@ -223,7 +222,6 @@ def test_draws_a_panel_for_each_matrix_and_writes_only_when_asked(tmp_path, monk
 
 
 def test_a_matrix_is_drawn_in_units_of_the_mean():
-    pytest.importorskip("matplotlib")
     figure = analysis.draw({"past": CAUSAL_UNIFORM}, seen=PAST)
     (image,) = (axes.images[0] for axes in figure.axes if axes.get_title() == "past")
     drawn = image.get_array()
@@ -235,3 +233,22 @@ def test_without_matplotlib_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install keras-cosattn\[analysis\]"):
         analysis.draw({"one": IDENTITY})
+
+
+def test_draws_how_much_of_each_path_a_step_takes(rng, tmp_path):
+    layer, x = (
+        RoutedAttention([LinearAttention(2, 3), SoftmaxAttention(2, 3)]),
+        inputs(rng, 2, 9, 7),
+    )
+    layer(x, x)
+    routes = np.asarray(layer.route_weights(x))
+    figure = analysis.draw_routes(routes, ["linear", "softmax"], example=1, path=tmp_path / "r.png")
+    top = figure.axes[0].collections[1].get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx(1, abs=1e-5)  # the bands fill everything
+    lower = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1].max()
+    assert lower == pytest.approx(routes[1, :, 0].max(), abs=1e-5)
+    assert (tmp_path / "r.png").exists()
+    with pytest.raises(ValueError, match=r"one for each path. Received: names=\['one'\]"):
+        analysis.draw_routes(routes, ["one"])
+    with pytest.raises(ValueError, match=r"Received: shape \(9, 2\)"):
+        analysis.draw_routes(routes[0])
