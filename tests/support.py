@@ -5,6 +5,8 @@ import contextlib
 import keras
 import numpy as np
 
+from keras_cosattn import Streaming
+
 BACKEND = keras.backend.backend()
 
 
@@ -53,6 +55,16 @@ def pure(layer, *args, **kwargs):
     trainable = [v.value for v in layer.trainable_variables]
     rest = [v.value for v in layer.non_trainable_variables]
     return layer.stateless_call(trainable, rest, *args, **kwargs)[0]
+
+
+def streamed(model, x, cuts):
+    """The outputs of `model` on `x`, read piece by piece in a stream."""
+    stream = Streaming(model)
+    state, outputs = stream.initial_state(len(x)), []
+    for piece in np.split(x, cuts, axis=1):
+        y, state = stream(piece, state)
+        outputs.append(y)
+    return np.concatenate(outputs, axis=1)
 
 
 def _by_tape(function, g, arrays):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from references import How, clustered_routing_weights, normalise
-from support import assert_close, compiled, gradients, layer_weights, pure
+from support import assert_close, compiled, gradients, layer_weights, pure, streamed
 
 from keras_cosattn import ClusteredRoutingAttention, Rotary, Streaming, scope
 
@@ -142,12 +142,8 @@ def test_a_stream_computes_what_the_whole_does(position, rng):
     layer = build(num_clusters=3, cluster_size=3, max_length=64, position=position and position())
     inputs = keras.Input((None, WIDTH))
     model = keras.Model(inputs, layer(inputs, inputs, use_causal_mask=True))
-    stream, x = Streaming(model), steps(rng, 40)
-    state, outputs = stream.initial_state(2), []
-    for piece in np.split(x, [17, 18, 19, 31], axis=1):
-        y, state = stream(piece, state)
-        outputs.append(y)
-    assert_close(np.concatenate(outputs, axis=1), model(x), EXACT)
+    x = steps(rng, 40)
+    assert_close(streamed(model, x, [17, 18, 19, 31]), model(x), EXACT)
 
 
 @pytest.mark.parametrize("causal", [False, True])

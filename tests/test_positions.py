@@ -14,6 +14,7 @@ from support import (
     pure,
     random_mask,
     random_segments,
+    streamed,
 )
 from variants import CASES, WIDTH, inputs, make
 
@@ -108,12 +109,7 @@ def test_a_position_streams_saves_and_compiles(name, rng, tmp_path):
     x = keras.Input((None, WIDTH))
     model = keras.Model(x, layer(x, x, use_causal_mask=True))
     data = inputs(rng, 2, 13, WIDTH)
-    stream = Streaming(model)
-    state, outputs = stream.initial_state(2), []
-    for piece in np.split(data, [5, 6, 12], axis=1):
-        y, state = stream(piece, state)
-        outputs.append(y)
-    assert_close(np.concatenate(outputs, axis=1), model(data))
+    assert_close(streamed(model, data, [5, 6, 12]), model(data))
     assert_close(compiled(lambda x: pure(layer, x, x, use_causal_mask=True))(data), model(data))
     model.save(tmp_path / "model.keras")
     assert_close(keras.models.load_model(tmp_path / "model.keras")(data), model(data), 0)
@@ -187,12 +183,8 @@ def test_linear_attention_with_rotary_streams(rng):
     model = keras.Model(
         x, LinearAttention(2, 6, position=Rotary(), chunk_size=4)(x, x, use_causal_mask=True)
     )
-    stream, data = Streaming(model), inputs(rng, 2, 21, WIDTH)
-    state, outputs = stream.initial_state(2), []
-    for piece in np.split(data, [9, 10, 11], axis=1):
-        y, state = stream(piece, state)
-        outputs.append(y)
-    assert_close(np.concatenate(outputs, axis=1), model(data))
+    data = inputs(rng, 2, 21, WIDTH)
+    assert_close(streamed(model, data, [9, 10, 11]), model(data))
 
 
 def parts(layer):

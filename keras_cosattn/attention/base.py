@@ -404,7 +404,8 @@ class Attention(keras.layers.Layer):
                 "stream": "stream",
             }[use]
             raise ValueError(
-                f"{self.path} ({type(self).__name__}) cannot {what}: {self.cannot[use]}"
+                f"{self.path or self.name} ({type(self).__name__}) cannot {what}: "
+                f"{self.cannot[use]}"
             )
 
     def _check_position(self, position):

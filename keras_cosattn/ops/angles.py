@@ -17,7 +17,7 @@ def angles(positions, rates):
     """`position * rate`, up to whole turns: int32 `(b, t)`, f rates -> float32 `(b, t, f)`.
 
     A position is split at 1,024, and what 1,024 steps turn is reduced to one turn beforehand, so
-    the float32 error is 3e-4 at position 1,000,000, where the plain product's would be 0.06.
+    the float32 error is below 5e-4 at position 1,000,000, where the plain product's is 0.02.
     """
     rates = np.asarray(rates, "float64")
     positions = ops.expand_dims(positions, -1)
