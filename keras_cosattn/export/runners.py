@@ -1,0 +1,56 @@
+"""Exported files as functions: `run(signature, inputs) -> outputs`, by name, in NumPy."""
+
+
+def saved_model(path):
+    """A SavedModel, on TensorFlow."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+
+    def run(signature, inputs):
+        inputs = {name: tf.constant(x) for name, x in inputs.items()}
+        return {k: y.numpy() for k, y in loaded.signatures[signature](**inputs).items()}
+
+    return run
+
+
+def tflite(path):
+    """A TFLite file, on LiteRT, with one thread."""
+    interpreter = interpreter_class()(model_path=str(path), num_threads=1)
+    runners = {
+        name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()
+    }
+    return lambda signature, inputs: dict(runners[signature](**inputs))
+
+
+def interpreter_class():
+    """LiteRT's interpreter. Raises ImportError if it is not installed."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ImportError(
+            "Every TFLite export is run before it is kept, on LiteRT: "
+            "pip install 'keras-cosattn[device]'"
+        ) from error
+    return Interpreter
+
+
+def micro(content, names, arena_size):
+    """A model with one signature, on tflite-micro, which knows its tensors by their places.
+
+    Args:
+        content: the bytes of the model.
+        names: (inputs, outputs), names in the order of the graph.
+        arena_size: bytes.
+    """
+    from tflite_micro import runtime
+
+    interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena_size)
+
+    def run(signature, inputs):
+        for i, name in enumerate(names[0]):
+            interpreter.set_input(inputs[name], i)
+        interpreter.invoke()
+        return {name: interpreter.get_output(i) for i, name in enumerate(names[1])}
+
+    return run

@@ -1,0 +1,196 @@
+"""Where a file is to run: what that runtime asks of it, checked before the file is kept."""
+
+import contextlib
+import io
+
+from keras_cosattn.export import checks, runners
+from keras_cosattn.export.runtimes import TFLITE_MICRO, TFLITE_RUNTIME_2_14
+
+
+class LiteRT:
+    """Today's runtime: PyPI `ai-edge-litert`, LiteRT in C++, Kotlin and Swift."""
+
+    name = "litert"
+    one_signature = False
+    fixed_shapes = False
+    quantizations = (None, "float16", "weight_int8", "dynamic_int8", "int8")
+
+    def check_shapes(self, plan, quantize):
+        """Raises ValueError if what is asked of the sizes cannot run."""
+        free = [name for name in plan.functions if _is_dynamic(plan, name)]
+        if self.fixed_shapes and free:
+            raise ValueError(
+                f"Target '{self.name}' needs fixed shapes. {_how_to_fix(free)} Received: "
+                f"batch_size={plan.batch_size}, length={plan.length}, "
+                f"prefill_chunk={plan.prefill_chunk}"
+            )
+
+    def rewrite(self, graph):
+        """Write ops that the runtime lacks with those that it has."""
+
+    def refuse(self, graph):
+        """Raises ValueError if the runtime cannot load the graph, or computes it wrongly."""
+        custom = {name for name, *_ in graph.operators() if name.startswith("CUSTOM")}
+        if custom:
+            raise ValueError(
+                f"The model needs ops that are none of TFLite's own: {sorted(custom)}. Use layers "
+                "whose ops are builtin."
+            )
+
+    def check(self, plan, graph, least_sqnr):
+        """What more is to be measured on the target itself: fields of the report."""
+        return {}
+
+
+class TFLiteRuntime(LiteRT):
+    """PyPI `tflite-runtime` 2.14, its last release: older op versions, int8 weights per tensor."""
+
+    name = "tflite-runtime"
+
+    def check_shapes(self, plan, quantize):
+        super().check_shapes(plan, quantize)
+        free = [name for name in plan.functions if _is_dynamic(plan, name)]
+        if quantize == "float16" and free:
+            raise ValueError(
+                "tflite-runtime 2.14 computes float16 files wrongly once their length changes. "
+                f"{_how_to_fix(free)} Or use another `quantize`."
+            )
+
+    def refuse(self, graph):
+        super().refuse(graph)
+        late = {
+            f"{name} version {version} (it has {TFLITE_RUNTIME_2_14[name]})"
+            for name, version, *_ in graph.operators()
+            if version > TFLITE_RUNTIME_2_14.get(name, version)
+        }
+        if late:
+            raise ValueError(
+                f"tflite-runtime 2.14 cannot load the model: it needs {', '.join(sorted(late))}. "
+                "Use layers or a `quantize` with older ops, or the target 'litert'."
+            )
+
+
+class GPU(LiteRT):
+    """GPU delegates: fixed shapes, at most four axes, no BROADCAST_TO; the analyzer must agree."""
+
+    name = "gpu"
+    fixed_shapes = True
+    quantizations = (None, "float16")
+
+    def refuse(self, graph):
+        super().refuse(graph)
+        found = set()
+        for name, _, operator, subgraph in graph.operators():
+            ranks = [len(subgraph.tensors[i].shape) for i in operator.outputs]
+            if max(ranks, default=0) > 4:
+                found.add(f"{name} with {max(ranks)} axes")
+            elif name == "BROADCAST_TO":
+                found.add(name)
+        found |= _analyzed(graph.content)
+        if found:
+            raise ValueError(
+                f"GPU delegates do not run the model whole: {'; '.join(sorted(found))}. Use other "
+                "layers, or the target 'litert', which runs it on the CPU."
+            )
+
+
+class Micro(LiteRT):
+    """tflite-micro: one signature, fixed shapes, fewer ops, weights in float32 or int8."""
+
+    name = "micro"
+    one_signature = True
+    fixed_shapes = True
+    quantizations = (None, "weight_int8", "int8")
+
+    def rewrite(self, graph):
+        """SELECT becomes SELECT_V2, which is the same where all shapes are."""
+        for name, _, operator, subgraph in list(graph.operators()):
+            shapes = {tuple(subgraph.tensors[i].shape) for i in operator.inputs}
+            if name == "SELECT" and len(shapes) == 1:
+                graph.replace_op(operator, "SELECT_V2")
+
+    def refuse(self, graph):
+        super().refuse(graph)
+        missing = {name for name, *_ in graph.operators()} - TFLITE_MICRO
+        if missing:
+            advice = {"GELU": "relu or silu for GELU", "RANGE": "fixed shapes for RANGE"}
+            hints = [advice[name] for name in sorted(missing) if name in advice]
+            raise ValueError(
+                f"tflite-micro lacks ops of the model: {sorted(missing)}. Use other layers"
+                + (f", such as {', '.join(hints)}." if hints else ".")
+            )
+
+    def check(self, plan, graph, least_sqnr):
+        """Run it there. Raises ValueError if it cannot, or gives other numbers than LiteRT."""
+        try:
+            import tflite_micro  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                "A file for tflite-micro is run there before it is kept: "
+                "pip install 'keras-cosattn[micro]'"
+            ) from error
+        (signature,) = plan.functions
+        names, content = graph.names_of(signature), graph.content
+        arena = _smallest_arena(content)
+        differences, sqnr = checks.compare(plan, runners.micro(content, names, arena))
+        return {"arena_bytes": arena, "differences": differences, "sqnr": sqnr}
+
+
+TARGETS = {target.name: target for target in (LiteRT, TFLiteRuntime, GPU, Micro)}
+
+
+def get(target):
+    """A target object for a name. Raises ValueError if there is none."""
+    if isinstance(target, LiteRT):
+        return target
+    if target not in TARGETS:
+        raise ValueError(f"`target` must be one of {sorted(TARGETS)}. Received: {target!r}")
+    return TARGETS[target]()
+
+
+def _is_dynamic(plan, name):
+    return any(None in shape for shape, _ in plan.specs(name).values())
+
+
+def _how_to_fix(names):
+    arguments = {"serve": "length", "prefill": "prefill_chunk"}
+    needed = ["batch_size", *(arguments[name] for name in names if name in arguments)]
+    return f"Give {' and '.join(f'`{name}`' for name in needed)}."
+
+
+def _analyzed(content):
+    """What TensorFlow's own analyzer says of the ops that GPU delegates do not take."""
+    import tensorflow as tf
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        tf.lite.experimental.Analyzer.analyze(model_content=content, gpu_compatibility=True)
+    return {
+        line.split("GPU COMPATIBILITY WARNING:")[1].strip()
+        for line in said.getvalue().splitlines()
+        if "GPU COMPATIBILITY WARNING:" in line
+    }
+
+
+def _smallest_arena(content, step=1024):
+    """The smallest multiple of `step` bytes in which tflite-micro runs a model."""
+    low, high = 0, 1
+    while not _fits(content, high * step):
+        low, high = high, high * 2
+        if high * step > 1 << 30:
+            raise ValueError(
+                "tflite-micro cannot load the model: an op of it is not made for these inputs. Its "
+                "own message, on stderr, names it."
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _fits(content, middle * step) else (middle, high)
+    return high * step
+
+
+def _fits(content, arena_size):
+    try:
+        runners.micro(content, ((), ()), arena_size)
+    except RuntimeError:
+        return False
+    return True
