@@ -1,0 +1,344 @@
+"""The runner that goes to the device: what Keras computes, and a clear word for anything else."""
+
+import contextlib
+import errno
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from support import BACKEND, assert_close
+from variants import inputs
+
+from keras_cosattn import CausalConv1D, LinearAttention, PositionEmbedding
+from keras_cosattn.export import to_tflite
+
+RECIPES = pathlib.Path(__file__).parent.parent / "export"
+CHANNELS, CHUNK, LIMIT = 6, 16, 100
+
+pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
+
+
+@pytest.fixture(scope="module")
+def runner():
+    sys.path.insert(0, str(RECIPES))
+    import run_on_device
+
+    yield run_on_device
+    sys.path.remove(str(RECIPES))
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((None, CHANNELS))
+    y = CausalConv1D(8, 3)(PositionEmbedding(LIMIT)(x))
+    y = LinearAttention(2, 4)(y, y, use_causal_mask=True)
+    return keras.Model(x, keras.layers.Dense(3)(y))
+
+
+@pytest.fixture(scope="module")
+def path(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("device") / "model.tflite"
+    to_tflite(model, path, prefill_chunk=CHUNK)
+    return path
+
+
+@pytest.fixture
+def device(runner, path):
+    return runner.Device(path)
+
+
+def two_inputs():
+    """Integers and numbers in, two outputs."""
+    ids, signal = keras.Input((None,), dtype="int32", name="ids"), keras.Input((None, 3), name="z")
+    y = keras.layers.Concatenate()([keras.layers.Embedding(7, 3)(ids), signal])
+    y = CausalConv1D(4, 3)(y)
+    outputs = {name: keras.layers.Dense(n, name=name)(y) for name, n in (("a", 2), ("b", 5))}
+    return keras.Model([ids, signal], outputs)
+
+
+def test_a_stream_computes_what_keras_does_however_it_is_cut(model, device, rng):
+    x = inputs(rng, 1, LIMIT, CHANNELS)
+    expected = np.asarray(model(x))
+    assert device.state_bytes == device.about["state_bytes"] > 0
+    for cuts in ([], [CHUNK], [1, 2, 60], [37]):
+        outputs = [device.read(piece) for piece in np.split(x, cuts, axis=1)]
+        assert_close(np.concatenate(outputs, axis=1), expected, 1e-5)
+        assert device.steps == LIMIT
+        device.reset()
+        assert device.steps == 0
+    assert_close(device.prefill(x[:, :CHUNK]), expected[:, :CHUNK], 1e-5)
+    assert_close(device.whole(x), expected, 1e-5)  # the stream goes on after it
+    assert_close(device.step(x[:, CHUNK : CHUNK + 1]), expected[:, CHUNK : CHUNK + 1], 1e-5)
+
+
+def test_read_prefers_prefill(device):
+    calls = []
+    for key, run in device._run.items():
+        device._run[key] = lambda run=run, key=key, **x: calls.append(key) or run(**x)
+    device.read(np.zeros((1, 2 * CHUNK + 3, CHANNELS), "float32"))
+    assert calls == ["prefill"] * 2 + ["step"] * 3
+
+
+def test_several_inputs_and_outputs_go_by_name(runner, tmp_path, rng):
+    model = two_inputs()
+    to_tflite(model, tmp_path / "m.tflite", prefill_chunk=4, signatures=["prefill", "step"])
+    device = runner.Device(tmp_path / "m.tflite")
+    x = {"ids": rng.integers(0, 7, (1, 10)), "z": inputs(rng, 1, 10, 3)}
+    expected = model([x["ids"], x["z"]])
+    found = device.read(x)
+    assert set(found) == {"a", "b"}
+    for name, y in found.items():
+        assert_close(y, expected[name], 1e-5)
+    one = {name: array[:, :1] for name, array in x.items()}
+    with pytest.raises(ValueError, match=r"'step' takes a dict of \['ids', 'z'\]. Received: \['x'"):
+        device.step(x["z"])
+    with pytest.raises(ValueError, match=r"takes ids of shape \[1, 1\], int32. .*, float64"):
+        device.step({**one, "ids": one["ids"] / 2})
+    with pytest.raises(ValueError, match=r"as many steps. Received: \[1, 10\]"):
+        device.read({**x, "ids": one["ids"]})
+    assert device.steps == 10
+
+
+def test_one_device_serves_many_streams(model, runner, path, device, rng):
+    x = inputs(rng, 3, 40, CHANNELS)
+    expected = np.asarray(model(x))
+    states, start = {}, device.state
+    outputs = {b: [] for b in range(3)}
+    for b, t in [(b, t) for t in range(0, 40, 5) for b in rng.permutation(3)]:
+        device.state = states.get(b, start)
+        outputs[b].append(device.read(x[b : b + 1, t : t + 5]))
+        states[b] = device.state
+    for b in range(3):
+        assert states[b].steps == 40
+        assert_close(np.concatenate(outputs[b], axis=1), expected[b : b + 1], 1e-5)
+    other = runner.Device(path)
+    other.state = start
+    assert_close(other.read(x[:1]), expected[:1], 1e-5)
+
+
+def test_a_state_that_does_not_fit_is_refused_and_the_stream_stays(device, rng):
+    device.read(inputs(rng, 1, 5, CHANNELS))
+    state = device.state
+    name, tensor = next(iter(state.tensors.items()))
+
+    def changed(name, tensor):
+        return state._replace(tensors={**state.tensors, name: tensor})
+
+    wrong = {
+        "of another model": state._replace(weights="0" * 64),
+        "Received: none": state._replace(tensors={}),
+        r"Received: .*'int8'": state._replace(
+            tensors={**state.tensors, name: tensor.astype("int8")}
+        ),
+        r"Received: \(\(1, 1,": state._replace(tensors={**state.tensors, name: tensor[None]}),
+        "'more' must be left out": state._replace(tensors={**state.tensors, "more": tensor}),
+    }
+    for message, other in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            device.state = other
+    assert device.steps == 5
+    assert all(device.state.tensors[key] is x for key, x in state.tensors.items())
+
+
+def test_a_saved_state_goes_on_in_another_device(model, runner, path, device, tmp_path, rng):
+    x = inputs(rng, 1, 40, CHANNELS)
+    device.read(x[:, :23])
+    device.save(tmp_path / "state.npz")
+    other = runner.Device(path)
+    other.load(tmp_path / "state.npz")
+    assert other.steps == 23
+    assert_close(other.read(x[:, 23:]), np.asarray(model(x))[:, 23:], 1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == ["state.npz"]
+
+
+def test_a_state_file_that_is_foreign_or_damaged_is_refused(device, tmp_path):
+    path = tmp_path / "state.npz"
+    with pytest.raises(FileNotFoundError):
+        device.load(path)
+    device.step(np.zeros((1, 1, CHANNELS), "float32"))
+    device.save(path)
+    whole = path.read_bytes()
+    device.about["weights"] = "0" * 64
+    with pytest.raises(ValueError, match="of another model"):
+        device.load(path)
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    foreign = (tmp_path / "other.npz").read_bytes()
+    for content in (
+        b"",
+        b"junk",
+        whole[:-1],
+        whole[: len(whole) // 2],
+        flipped(whole, 200),
+        foreign,
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no whole state"):
+            device.load(path)
+
+
+def test_a_save_killed_at_any_moment_leaves_a_whole_state(runner, path, device, tmp_path):
+    state = tmp_path / "state.npz"
+    device.save(state)
+    program = f"""
+import sys
+sys.path.insert(0, {str(RECIPES)!r})
+from run_on_device import Device, np
+device = Device({str(path)!r})
+while True:
+    device.load({str(state)!r})
+    device.step(np.zeros((1, 1, {CHANNELS}), "float32"))
+    device.save({str(state)!r})
+    print(device.steps, flush=True)
+    if device.steps == {LIMIT}:
+        device.reset()
+        device.save({str(state)!r})
+"""
+    for i in range(8):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(0.003 * i)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        device.load(state)
+        assert {p.name for p in tmp_path.iterdir()} <= {"state.npz", "state.npz.tmp"}
+    device.save(state)
+    assert [p.name for p in tmp_path.iterdir()] == ["state.npz"]
+
+
+def test_a_full_disk_leaves_the_old_state(device, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "state.npz"
+    device.save(path)
+    before = path.read_bytes()
+    device.step(np.zeros((1, 1, CHANNELS), "float32"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 100, len(before) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large") as error:
+                device.save(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert error.value.errno == errno.EFBIG
+        assert [p.name for p in tmp_path.iterdir()] == ["state.npz"]
+        assert path.read_bytes() == before
+
+
+def flipped(content, i):
+    return content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]
+
+
+def test_a_file_with_one_changed_byte_never_reaches_the_interpreter(runner, path, tmp_path):
+    """In the description's archive, a byte that means nothing (a date) may change."""
+    whole, bad = path.read_bytes(), tmp_path / "bad.tflite"
+    about, content = runner._opened(path)
+    archive = list(range(len(content), len(whole)))
+    random = np.random.default_rng(0).integers(0, len(content), 100)
+    refused = []
+    for i in [*random, *archive[:120], *archive[-120:]]:
+        bad.write_bytes(flipped(whole, i))
+        with contextlib.suppress(ValueError):
+            assert runner._opened(bad) == (about, content)
+            continue
+        refused.append(i)
+    assert set(random) <= set(refused)
+    assert len(refused) > 200
+
+
+def test_a_file_that_is_cut_or_foreign_is_refused(runner, path, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "Interpreter", None)
+    whole, bad = path.read_bytes(), tmp_path / "bad.tflite"
+    size = len(runner._opened(path)[1])
+    with zipfile.ZipFile(bad, "w") as archive:
+        archive.writestr("keras_cosattn.json", json.dumps({"signatures": {}}))
+    without_content = bad.read_bytes()
+    cuts = [whole[:n] for n in (0, 1, size // 2, size, len(whole) // 2, len(whole) - 1)]
+    for content in (*cuts, whole[1:], b"TFL3 junk", without_content, b"x" + whole):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match="not written by keras_cosattn, or is damaged"):
+            runner.Device(bad)
+    with pytest.raises(FileNotFoundError):
+        runner.Device(tmp_path / "missing.tflite")
+
+
+def test_what_does_not_fit_is_refused_and_the_stream_stays(model, device, rng):
+    x = inputs(rng, 1, LIMIT, CHANNELS)
+    device.read(x[:, :20])
+    wrong = [
+        (device.step, x[:, :2], r"'step' takes x of shape \[1, 1, 6\], float32. Rec.*\(1, 2, 6\)"),
+        (device.step, x[0, :1], r"Received: \(1, 6\)"),
+        (device.prefill, x[:, :3], r"'prefill' takes x of shape \[1, 16, 6\]"),
+        (device.read, x[:, :0], r"Received: \(1, 0, 6\)"),
+        (device.read, x[..., :5], r"\[1, None, 6\]"),
+        (device.read, np.repeat(x, 2, axis=0), r"Received: \(2, 100, 6\)"),
+        (device.whole, x[..., :5], r"'serve' takes x"),
+        (device.step, x[:, :1].astype("complex64"), "float32. Received: .* complex64"),
+        (device.step, [["text"]], "Received: "),
+        (device.step, {"y": x[:, :1]}, r"takes a dict of \['x'\]. Received: \['y'\]"),
+        (device.read, x, r"end after 100 steps. Received: 100 more after 20. Call `reset\(\)`"),
+    ]
+    for method, argument, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            method(argument)
+    assert_close(device.read(x[:, 20:]), np.asarray(model(x))[:, 20:], 1e-5)
+    with pytest.raises(ValueError, match=r"end after 100 steps. Received: 1 more after 100"):
+        device.step(x[:, :1])
+
+
+def test_a_signature_that_is_not_there_is_named(runner, device, path, monkeypatch):
+    for key in ("step", "prefill", "serve"):
+        del device._run[key]
+        device._sizes.pop(key, None)
+    for method in (device.step, device.read, device.prefill, device.whole):
+        with pytest.raises(ValueError, match=r"no signature '(step|prefill|serve)', only \["):
+            method(np.zeros((1, 1, CHANNELS), "float32"))
+
+
+def test_the_runner_runs_alone(path, model, tmp_path, rng):
+    """As a copy in a process without TensorFlow, Keras and this package."""
+    copy = tmp_path / "run_on_device.py"
+    copy.write_text((RECIPES / "run_on_device.py").read_text())
+    x = inputs(rng, 50, CHANNELS)
+    np.save(tmp_path / "x.npy", x[:20])
+    np.save(tmp_path / "z.npy", x[20:])
+    program = """
+import runpy, sys
+for name in ("tensorflow", "keras", "keras_cosattn"):
+    sys.modules[name] = None
+runpy.run_path("run_on_device.py", run_name="__main__")
+"""
+
+    def run(*arguments):
+        command = [sys.executable, "-c", program, str(path), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    expected = np.asarray(model(x[None]))[0]
+    said = run("x.npy", "y.npy", "--state", "s.npz")
+    assert "20 steps -> y.npy (1, 20, 3)" in said.stdout, said.stderr
+    assert_close(np.load(tmp_path / "y.npy"), expected[:20], 1e-5)
+    run("z.npy", "y.npy", "--state", "s.npz")
+    assert_close(np.load(tmp_path / "y.npy"), expected[20:], 1e-5)
+    run("x.npy", "y.npy", "--whole")
+    assert_close(np.load(tmp_path / "y.npy"), expected[:20], 1e-5)
+    assert "--whole" in run("x.npy", "y.npy", "--whole", "--state", "s.npz").stderr
+
+
+def test_without_an_interpreter_it_says_what_to_install():
+    program = f"""
+import sys
+for name in ("ai_edge_litert", "tflite_runtime"):
+    sys.modules[name] = None
+sys.path.insert(0, {str(RECIPES)!r})
+import run_on_device
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "pip install ai-edge-litert" in said.stderr
