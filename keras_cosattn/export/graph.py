@@ -69,12 +69,51 @@ class Graph:
 
     def replace_op(self, operator, name):
         """Make another builtin op of the same inputs and outputs of an operator."""
+        operator.opcodeIndex = self._code(name)
+        operator.builtinOptions, operator.builtinOptionsType = None, 0
+
+    def through_float(self, operator, graph):
+        """Let an operator on integers compute in float32: CAST, the operator, CAST."""
+        place = next(i for i, other in enumerate(graph.operators) if other is operator)
+        takes, gives = operator.inputs, operator.outputs
+        operator.inputs = np.array([self._float_like(graph, i) for i in takes], "int32")
+        operator.outputs = np.array([self._float_like(graph, i) for i in gives], "int32")
+        graph.operators[place : place + 1] = [
+            *map(self._cast, takes, operator.inputs),
+            operator,
+            *map(self._cast, operator.outputs, gives),
+        ]
+
+    def types(self, operator, graph):
+        """The types of its inputs, such as `{"INT32"}`."""
+        names = {
+            number: name
+            for name, number in vars(self._schema.TensorType).items()
+            if not name.startswith("_")
+        }
+        return {names[graph.tensors[i].type] for i in operator.inputs}
+
+    def _code(self, name):
         code = getattr(self._schema.BuiltinOperator, name)
         new = self._schema.OperatorCodeT()
         new.builtinCode, new.deprecatedBuiltinCode, new.version = code, min(code, 127), 1
         self.model.operatorCodes.append(new)
-        operator.opcodeIndex = len(self.model.operatorCodes) - 1
-        operator.builtinOptions, operator.builtinOptionsType = None, 0
+        return len(self.model.operatorCodes) - 1
+
+    def _float_like(self, graph, index):
+        """A new float32 tensor of the shape of another: its number."""
+        tensor = self._schema.TensorT()
+        tensor.shape, tensor.type = graph.tensors[index].shape, self._schema.TensorType.FLOAT32
+        tensor.buffer, tensor.name = 0, f"float {len(graph.tensors)}".encode()
+        graph.tensors.append(tensor)
+        return len(graph.tensors) - 1
+
+    def _cast(self, source, destination):
+        operator = self._schema.OperatorT()
+        operator.opcodeIndex = self._code("CAST")
+        operator.inputs = np.array([source], "int32")
+        operator.outputs = np.array([destination], "int32")
+        return operator
 
     def forget_names(self):
         """Number the tensors in place of their names, which are a tenth of a small file."""

@@ -1,5 +1,18 @@
 """Exported files as functions: `run(signature, inputs) -> outputs`, by name, in NumPy."""
 
+import re
+import subprocess
+import sys
+
+_ALLOCATE = """
+import sys
+from tflite_micro import runtime
+model = sys.stdin.buffer.read()
+interpreter = runtime.Interpreter.from_bytes(model, arena_size=10 * len(model) + (1 << 20))
+interpreter.invoke()
+interpreter.print_allocations()
+"""
+
 
 def saved_model(path):
     """A SavedModel, on TensorFlow."""
@@ -54,3 +67,18 @@ def micro(content, names, arena_size):
         return {name: interpreter.get_output(i) for i, name in enumerate(names[1])}
 
     return run
+
+
+def micro_arena(content):
+    """Bytes of arena that tflite-micro takes for a model.
+
+    Asked in another process, for tflite-micro ends its own where a model does not suit it.
+    Raises ValueError with what it says if it cannot load the model, or not run it on zeros.
+    """
+    found = subprocess.run([sys.executable, "-c", _ALLOCATE], input=content, capture_output=True)
+    said = found.stderr.decode(errors="replace")
+    total = re.search(r"Arena allocation total (\d+) bytes", said)
+    if found.returncode or total is None:
+        lines = [line for line in said.splitlines() if line.strip()]
+        raise ValueError(f"tflite-micro cannot run the model. It says: {' | '.join(lines[:3])}")
+    return int(total[1])

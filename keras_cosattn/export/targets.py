@@ -103,11 +103,15 @@ class Micro(LiteRT):
     quantizations = (None, "weight_int8", "int8")
 
     def rewrite(self, graph):
-        """SELECT becomes SELECT_V2, which is the same where all shapes are."""
+        """SELECT becomes SELECT_V2, which is the same where all shapes are; quotients and rests of
+        integers are taken in float32, which is exact to 2^24.
+        """
         for name, _, operator, subgraph in list(graph.operators()):
             shapes = {tuple(subgraph.tensors[i].shape) for i in operator.inputs}
             if name == "SELECT" and len(shapes) == 1:
                 graph.replace_op(operator, "SELECT_V2")
+            elif name in ("FLOOR_DIV", "FLOOR_MOD") and "INT32" in graph.types(operator, subgraph):
+                graph.through_float(operator, subgraph)
 
     def refuse(self, graph):
         super().refuse(graph)
@@ -131,7 +135,7 @@ class Micro(LiteRT):
             ) from error
         (signature,) = plan.functions
         names, content = graph.names_of(signature), graph.content
-        arena = _smallest_arena(content)
+        arena = runners.micro_arena(content)
         differences, sqnr = checks.compare(plan, runners.micro(content, names, arena))
         return {"arena_bytes": arena, "differences": differences, "sqnr": sqnr}
 
@@ -170,27 +174,3 @@ def _analyzed(content):
         for line in said.getvalue().splitlines()
         if "GPU COMPATIBILITY WARNING:" in line
     }
-
-
-def _smallest_arena(content, step=1024):
-    """The smallest multiple of `step` bytes in which tflite-micro runs a model."""
-    low, high = 0, 1
-    while not _fits(content, high * step):
-        low, high = high, high * 2
-        if high * step > 1 << 30:
-            raise ValueError(
-                "tflite-micro cannot load the model: an op of it is not made for these inputs. Its "
-                "own message, on stderr, names it."
-            )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _fits(content, middle * step) else (middle, high)
-    return high * step
-
-
-def _fits(content, arena_size):
-    try:
-        runners.micro(content, ((), ()), arena_size)
-    except RuntimeError:
-        return False
-    return True

@@ -35,17 +35,16 @@ def verify(model, path, *, sample=None, dataset=None, metric=None, drift_steps=0
     """
     about = describe(path)
     plan = _plan(in_float32(model, sample), about, sample)
-    is_folder = pathlib.Path(path).is_dir()
-    run = runners.saved_model(path) if is_folder else runners.tflite(path)
+    start = runners.saved_model if pathlib.Path(path).is_dir() else runners.tflite
     least = QUANTIZATIONS[about["quantize"]].least_sqnr if about["quantize"] else None
-    differences, sqnr = checks.compare(plan, run)
+    differences, sqnr = checks.compare(plan, start(path))
     checks.accept(plan, differences, sqnr, least)
     kept = {name: about[name] for name in ("target", "quantize", "ops", "partitions", "peak_bytes")}
     report = Report.of(plan, path, differences, sqnr, arena_bytes=about["arena_bytes"], **kept)
     if dataset is not None:
-        report = dataclasses.replace(report, accuracy=_accuracy(plan, run, dataset, metric))
+        report = dataclasses.replace(report, accuracy=_accuracy(plan, start(path), dataset, metric))
     if drift_steps:
-        report = dataclasses.replace(report, drift=_drift(plan, run, dataset, drift_steps))
+        report = dataclasses.replace(report, drift=_drift(plan, start(path), dataset, drift_steps))
     if verbose:
         print(report)
     return report
