@@ -101,7 +101,10 @@ class Device:
     def state(self, new):
         own = self.state
         if new.weights != own.weights:
-            raise ValueError("The state is of another model. Give one of this model, or `reset()`.")
+            raise ValueError(
+                f"The state must be of the model with weights {own.weights}. Received: one of "
+                f"another model, {new.weights}. Call `reset()` to begin with zeros."
+            )
         spec, found = (
             {name: (x.shape, str(x.dtype)) for name, x in state.tensors.items()}
             for state in (own, new)

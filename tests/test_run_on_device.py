@@ -64,6 +64,11 @@ def two_inputs():
     return keras.Model([ids, signal], outputs)
 
 
+def convolution():
+    x = keras.Input((None, CHANNELS))
+    return keras.Model(x, CausalConv1D(3, 3)(x))
+
+
 def test_a_stream_computes_what_keras_does_however_it_is_cut(model, device, rng):
     x = inputs(rng, 1, LIMIT, CHANNELS)
     expected = np.asarray(model(x))
@@ -77,6 +82,39 @@ def test_a_stream_computes_what_keras_does_however_it_is_cut(model, device, rng)
     assert_close(device.prefill(x[:, :CHUNK]), expected[:, :CHUNK], 1e-5)
     assert_close(device.whole(x), expected, 1e-5)  # the stream goes on after it
     assert_close(device.step(x[:, CHUNK : CHUNK + 1]), expected[:, CHUNK : CHUNK + 1], 1e-5)
+
+
+def test_the_file_may_leave_the_batch_open(runner, tmp_path, rng):
+    model, path = convolution(), tmp_path / "m.tflite"
+    to_tflite(model, path, batch_size=None, prefill_chunk=4, signatures=["prefill", "step"])
+    x = inputs(rng, 3, 10, CHANNELS)
+    for batch in (3, 2):
+        device = runner.Device(path, batch_size=batch)
+        assert_close(device.read(x[:batch]), model(x[:batch]), 1e-5)
+        assert device.state_bytes == batch * device.about["state_bytes"]
+    with pytest.raises(ValueError, match=r"of shape \[2, 1, 6\], float32. Received: \(3, 1, 6\)"):
+        device.step(x[:, :1])
+
+
+def test_state_inside_the_file_stays_there(runner, tmp_path, rng):
+    model, path = convolution(), tmp_path / "m.tflite"
+    to_tflite(model, path, state="variables", prefill_chunk=4, signatures=["prefill", "step"])
+    device, x = runner.Device(path), inputs(rng, 1, 10, CHANNELS)
+    for _ in range(2):
+        assert_close(device.read(x), model(x), 1e-5)
+        assert device.steps == 10
+        device.reset()
+    for use in (
+        lambda: device.state,
+        lambda: setattr(device, "state", runner.State("", 0, {})),
+        lambda: device.save(tmp_path / "state.npz"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"keeps its state inside. Export with state='tensors'"
+        ):
+            use()
+    assert device.state_bytes == device.about["state_bytes"] > 0
+    assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
 
 
 def test_read_prefers_prefill(device):
@@ -167,7 +205,7 @@ def test_a_state_file_that_is_foreign_or_damaged_is_refused(device, tmp_path):
     device.save(path)
     whole = path.read_bytes()
     device.about["weights"] = "0" * 64
-    with pytest.raises(ValueError, match="of another model"):
+    with pytest.raises(ValueError, match=r"of another model, "):
         device.load(path)
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     foreign = (tmp_path / "other.npz").read_bytes()
@@ -201,10 +239,10 @@ while True:
         device.reset()
         device.save({str(state)!r})
 """
-    for i in range(8):
+    for i in range(5):
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
         process.stdout.readline()
-        time.sleep(0.003 * i)
+        time.sleep(0.004 * i)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
