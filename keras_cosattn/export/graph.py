@@ -55,11 +55,9 @@ class Graph:
             counts[name] += 1
         return {name: [versions[name], counts[name]] for name in sorted(versions)}
 
-    def names_of(self, signature):
-        """Names of its inputs and outputs in the order of the graph, for runtimes without names."""
-        definition = next(
-            d for d in self.model.signatureDefs if d.signatureKey.decode() == signature
-        )
+    def sort_ends(self, signature, inputs, outputs):
+        """Put its inputs and outputs in the order of two lists of their names."""
+        definition = self._definition(signature)
         graph = self.model.subgraphs[definition.subgraphIndex]
         sides = (definition.inputs, graph.inputs), (definition.outputs, graph.outputs)
         return tuple(
@@ -91,6 +89,9 @@ class Graph:
             for name, number in vars(self._schema.TensorType).items()
             if not name.startswith("_")
         }
+    def _definition(self, signature):
+        return next(d for d in self.model.signatureDefs if d.signatureKey.decode() == signature)
+
         return {names[graph.tensors[i].type] for i in operator.inputs}
 
     def _code(self, name):
@@ -148,9 +149,7 @@ class Graph:
             self._swap(index)
         interpreter = interpreter_class()(model_content=packed, num_threads=1)
         places = {d["index"]: d for d in interpreter.get_input_details()}
-        definition = next(
-            d for d in self.model.signatureDefs if d.signatureKey.decode() == signature
-        )
+        definition = self._definition(signature)
         for entry in definition.inputs or ():
             shape = shapes[entry.name.decode()]
             if tuple(places[entry.tensorIndex]["shape"]) != tuple(shape):

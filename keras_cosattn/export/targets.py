@@ -133,10 +133,10 @@ class Micro(LiteRT):
                 "A file for tflite-micro is run there before it is kept: "
                 "pip install 'keras-cosattn[micro]'"
             ) from error
-        (signature,) = plan.functions
-        names, content = graph.names_of(signature), graph.content
-        arena = runners.micro_arena(content)
-        differences, sqnr = checks.compare(plan, runners.micro(content, names, arena))
+        (ends,) = plan.describe().values()
+        names = list(ends["inputs"]), list(ends["outputs"])
+        arena = runners.micro_arena(graph.content)
+        differences, sqnr = checks.compare(plan, runners.micro(graph.content, names, arena))
         return {"arena_bytes": arena, "differences": differences, "sqnr": sqnr}
 
 

@@ -51,8 +51,9 @@ def to_tflite(
             takes its ranges from them, and every check its inputs.
 
     Returns a `Report`, and raises, as `to_saved_model`. The weights are stored once for all
-    signatures. A quantised file must keep an SQNR of 40 dB (float16), 20 dB (weight_int8), 15 dB
-    (dynamic_int8) or 10 dB (int8).
+    signatures, and the inputs and outputs of each in the order of the report, for runtimes that
+    know them by number. A quantised file must keep an SQNR of 40 dB (float16), 20 dB (weight_int8),
+    15 dB (dynamic_int8) or 10 dB (int8).
     """
     target = targets.get(target)
     way = quantization.get(quantize, target)
@@ -68,6 +69,12 @@ def to_tflite(
         prefill_chunk=prefill_chunk, state_form=state, alone=target.one_signature,
     )  # fmt: skip
     target.check_shapes(plan, quantize)
+    if way is not None and way.calibrated and plan.streamed and state == "variables":
+        raise ValueError(
+            f"The ranges of quantize='{way.name}' cannot be read from a file that keeps its state "
+            "in variables. Give state='tensors', or quantize='weight_int8'. Received: "
+            "state='variables'"
+        )
     with beside(path) as new:
         content = _convert(plan, target, way, new, data)
         new.write_bytes(content)
@@ -100,6 +107,8 @@ def _convert(plan, target, way, new, data):
     target.rewrite(graph)
     target.refuse(graph)
     graph.forget_names()
+    for name, ends in plan.describe().items():
+        graph.sort_ends(name, ends["inputs"], ends["outputs"])
     return graph.pack()
 
 
