@@ -111,14 +111,17 @@ class TransformerBlock(keras.layers.Layer):
         self.add = keras.layers.Add(dtype=self.dtype_policy)
 
     def _dense(self, name, shape, units, activation):
-        dense = keras.layers.Dense(
-            units,
+        dense = keras.layers.EinsumDense(  # `Dense` cuts a TFLite graph of any length into parts
+            "btm,mf->btf",
+            output_shape=(None, units),
+            bias_axes="f",
             activation=activation,
             kernel_initializer=_copy(self.kernel_initializer),
             bias_initializer=_copy(self.bias_initializer),
             name=name,
             dtype=self.dtype_policy,
         )
+        dense.supports_masking = True
         dense.build(shape)
         return dense
 

@@ -17,6 +17,9 @@ class Masks(typing.NamedTuple):
     segments: object = None  # (b, t) integer
     attention: object = None  # broadcastable to (b, h, t, s)
     causal: bool = False
+    lengths: object = (
+        None  # (t, s), read before the projections: reading a size cuts a TFLite graph
+    )
 
 
 class Attention(keras.layers.Layer):
@@ -175,7 +178,7 @@ class Attention(keras.layers.Layer):
         self._check_inputs(query.shape, value.shape, key.shape)
         how = self._read_masks(
             query, value, query_mask, value_mask, key_mask, attention_mask, segment_ids
-        )._replace(causal=use_causal_mask)
+        )._replace(causal=use_causal_mask, lengths=(ops.shape(query)[1], ops.shape(value)[1]))
         stream = scope.current()
         self._check_use(how, stream, return_attention_scores)
         q, k, v = self._project(query, key, value, **more)

@@ -85,7 +85,7 @@ class CosFormerAttention(SumsAttention):
         }
         if how.causal:
             return causal_cosine_attention(q, k, v, horizon=self.horizon, state=state, **options)
-        return cosine_attention(q, k, v, **options), None
+        return cosine_attention(q, k, v, lengths=how.lengths, **options), None
 
     def _weights(self, q, k, how):
         return cosine_weights(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_cosattn import probe
+from keras_cosattn.export.plan import CHECKED_BATCH
 
 BEST_SQNR = 200.0
 """dB; what no difference at all is called, so that it can be written as a number."""
@@ -40,7 +41,7 @@ def streamed(plan, run, pieces, inputs):
 
 
 def _init(plan, run):
-    return run("init", {"batch_size": np.int32(2)} if plan.batch_size is None else {})
+    return run("init", {"batch_size": np.int32(CHECKED_BATCH)} if plan.batch_size is None else {})
 
 
 def _reset(plan, run):

@@ -17,6 +17,9 @@ START = {"tensors": "init", "variables": "reset"}
 CHECKED_STEPS = 12
 """Single steps to check, after a prefill if there is one."""
 
+CHECKED_BATCH = 2
+"""Examples to check with where any number will do."""
+
 
 class Plan:
     """What to export of a model.
@@ -27,8 +30,8 @@ class Plan:
             itself with a stream, unless `alone`.
         sample: an input for the checks; None draws one. It is repeated in time where a check
             needs more steps.
-        batch_size: of `prefill` and `step`; None is any.
-        length: of `serve`, with `batch_size`; None is any length and batch.
+        batch_size: of every call; None is any.
+        length: of `serve`; None is any.
         prefill_chunk: steps of `prefill`, at most those of the stream; None is any number.
         state_form: `"tensors"` or `"variables"`.
         alone: one signature only, for runtimes that know no more.
@@ -78,6 +81,12 @@ class Plan:
         limit = self.stream.max_steps if self.stream else None
         self.prefill_chunk = prefill_chunk and min(prefill_chunk, limit or prefill_chunk)
         self.any_size = _input_sizes(model, self.sample)
+        own = {shape[1] for shape, _ in self.any_size.values()} - {None, length}
+        if length is not None and own:
+            raise ValueError(
+                f"'{model.name}' takes inputs of {own.pop()} steps, not `length`={length}. Build "
+                "it with Input((None, ...)), or leave `length` out."
+            )
         names = [name for name in SIGNATURES if name in wanted]
         if self.stream is not None and not alone:
             names.append(START[state_form])
@@ -127,23 +136,23 @@ class Plan:
             return {}
         if name == "init":
             return {"batch_size": ((), "int32")}
-        batch, state = self.batch_size, {}
-        if name == "serve":
-            length, batch = self.length, self.batch_size if self.length else None
-        else:
-            length = 1 if name == "step" else self.prefill_chunk
-            if self.state_form == "tensors":
-                state = {
-                    k: ((batch, *shape), dtype) for k, (shape, dtype) in self.state_spec.items()
-                }
-        if name == "serve" and length is None:
-            return self.any_size
-        sizes = self.any_size.items()
-        return {k: ((batch, length, *shape[2:]), dtype) for k, (shape, dtype) in sizes} | state
+        length = {"serve": self.length, "prefill": self.prefill_chunk, "step": 1}[name]
+        sizes = {}
+        for key, (shape, dtype) in self.any_size.items():
+            fixed = self.batch_size, length
+            shape = (
+                *(m if n is None else n for n, m in zip(shape, fixed, strict=False)),
+                *shape[2:],
+            )
+            sizes[key] = shape, dtype
+        if name == "serve" or self.state_form == "variables":
+            return sizes
+        state = self.state_spec.items()
+        return sizes | {k: ((self.batch_size, *shape), dtype) for k, (shape, dtype) in state}
 
     def zero_state(self):
         """The state before the first step, for the checks and the variables."""
-        batch = self.batch_size or 2
+        batch = self.batch_size or CHECKED_BATCH
         return {
             name: np.zeros((batch, *shape), dtype)
             for name, (shape, dtype) in self.state_spec.items()
@@ -185,7 +194,10 @@ class Plan:
             return {"batch_size": ()}
         if name == "serve":
             return {key: x.shape for key, x in self.whole()[0].items()}
-        batch, length = self.batch_size or 2, self.prefill_chunk or steps - CHECKED_STEPS
+        batch, length = (
+            self.batch_size or CHECKED_BATCH,
+            self.prefill_chunk or steps - CHECKED_STEPS,
+        )
         return {
             key: tuple(
                 n if n is not None else batch if axis == 0 else length
@@ -195,11 +207,11 @@ class Plan:
         }
 
     def fit(self, nest, steps=None):
-        """Inputs `(b, t, ...)` by name, of the batch and length that the signatures take."""
-        size = self.batch_size or 2
-        if steps is not None:
-            nest = keras.tree.map_structure(lambda x: _with_size(x, size, steps), nest)
-        return self.named_inputs(nest)
+        """Inputs `(b, t, ...)` by name, in batches that the signatures take, and of `steps`."""
+        batch = self.batch_size or CHECKED_BATCH
+        return self.named_inputs(
+            keras.tree.map_structure(lambda x: _with_size(x, batch, steps or x.shape[1]), nest)
+        )
 
     def named_inputs(self, nest):
         """NumPy inputs by the names of the file."""

@@ -26,7 +26,7 @@ class Report:
         state: names of the inputs and outputs that are state.
         state_form: `"tensors"`, or `"variables"` that stay inside the file's interpreter.
         state_bytes: size of the state of one example.
-        batch_size: of `prefill` and `step`; None is any.
+        batch_size: of every call; None is any.
         max_steps: steps after which a stream is full; None if it has no end.
         differences: signature -> largest difference to the Keras model on the sample, relative to
             the model's largest output.

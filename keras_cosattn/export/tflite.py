@@ -39,11 +39,11 @@ def to_tflite(
             wrongly is refused here.
         quantize: None (float32), `"float16"`, `"weight_int8"`, `"dynamic_int8"` or `"int8"`, as
             far as the target runs it.
-        length: of `serve`, which then takes `batch_size` examples; None takes any length and any
-            batch. Fixed files are faster, and hold their tables of positions.
+        length: of `serve`; None is any. Files of one length and batch are faster (XNNPACK then
+            runs the whole graph, not parts of it), and hold their tables of positions.
         prefill_chunk: steps that `prefill` takes, at most those that the stream holds; None is any
             number, which costs memory for the longest.
-        batch_size: of `prefill` and `step`; None is any.
+        batch_size: of every call; None is any, which is slower.
         state: `"tensors"`, inputs and outputs of the same names, zeros at the start (signature
             `init` gives them), or `"variables"`, kept inside the interpreter until signature
             `reset` runs.

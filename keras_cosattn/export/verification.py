@@ -86,7 +86,7 @@ def _is_right(labels, outputs):
 def _whole(plan, run, inputs):
     """The file's outputs for whole inputs, by `serve` or else as a stream."""
     count = len(next(iter(inputs.values())))
-    if "serve" in plan.functions and plan.length is None:
+    if "serve" in plan.functions and plan.batch_size is None:
         return run("serve", inputs)
     size, parts = plan.batch_size or count, []
     for start in range(0, count, size):

@@ -28,6 +28,12 @@ def append_ones(v):
     return ops.concatenate([v, ops.ones_like(v[..., :1])], axis=-1)
 
 
+def sums_and_totals(k, v):
+    """`sum_s k_s [v_s, 1]^T`: `(b, s, h, f)`, `(b, s, h, e)` -> `(b, h, f, e + 1)`."""
+    totals = ops.expand_dims(ops.sum(k, axis=1), -1)
+    return ops.concatenate([ops.einsum("bshf,bshe->bhfe", k, v), totals], axis=-1)
+
+
 def divide(sums):
     """`(..., e + 1) -> (..., e)`: numerator by normaliser, zero where that is zero.
 

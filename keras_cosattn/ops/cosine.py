@@ -15,7 +15,16 @@ from keras_cosattn.ops.linear import both_ways, zero_sums
 
 
 def cosine_attention(
-    q, k, v, *, max_length=None, query_mask=None, mask=None, segment_ids=None, chunk_size=CHUNK_SIZE
+    q,
+    k,
+    v,
+    *,
+    max_length=None,
+    query_mask=None,
+    mask=None,
+    segment_ids=None,
+    lengths=None,
+    chunk_size=CHUNK_SIZE,
 ):
     """`out_t = sum_s w_ts v_s / sum_s w_ts`, `w_ts = relu(q_t) . relu(k_s) cos(pi/2 (t - s) / M)`.
 
@@ -34,13 +43,14 @@ def cosine_attention(
             count the steps that do.
         segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only, from position 0;
             `query_mask` and `mask` are then the same.
+        lengths: (t, s), where they were read already, earlier in the graph.
         chunk_size: steps per chunk; used with segments only.
 
     Returns `(b, t, h, e)`. O((t + s) d e) time, with segments another
     O((t / chunk_size)^1.5 d e). Qin et al., 2022, "cos-based re-weighting".
     """
     q, k, v, group = _prepare(q, k, v, mask)
-    t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
+    t, s = lengths or (ops.shape(q)[1] // group, ops.shape(k)[1])
     segments = masks.segment_numbers(segment_ids)
     known = segments is None and _check_length(max_length, t, s)
     if segments is not None and max_length is None:
@@ -49,12 +59,12 @@ def cosine_attention(
     span = _longest(t, s, query_mask, mask) if max_length is None else max_length
     q_position = masks.positions(t, query_mask, segments)
     k_position = masks.positions(s, mask, segments)
-    q_angle, k_angle = _angles(q_position, span, q.dtype), _angles(k_position, span, q.dtype)
-    q_read = _turn(q, arrays.each_row(q_angle, group))
-    k_write = _turn(k, k_angle)
+    q_read = _turn(q, arrays.each_row(q_position, group), span, _cos_and_sin)
+    k_write = _turn(k, k_position, span, _cos_and_sin)
     if segments is None:
-        out = ops.einsum("bthf,bhfe->bthe", q_read, ops.einsum("bshf,bshe->bhfe", k_write, v))
+        out = ops.einsum("bthf,bhfe->bthe", q_read, arrays.sums_and_totals(k_write, v))
     else:
+        v, q_angle = arrays.append_ones(v), _angles(q_position, span, q.dtype)
         out, _ = both_ways(
             q, k, v, zero_sums(k_write, v), q_read=q_read, k_write=k_write, kernel=ops.cos,
             positions=q_angle, runs=segments, group=group, chunk_size=chunk_size,
@@ -109,23 +119,23 @@ def causal_cosine_attention(
     segments = masks.segment_numbers(segment_ids)
     known = segments is None and _check_length(max_length, t) and state is None
     span = max_length or horizon or _longest(t, s, query_mask, mask)
-    k, v = arrays.fit_length(k, t), arrays.fit_length(v, t)
+    k, v = arrays.fit_length(k, t), arrays.append_ones(arrays.fit_length(v, t))
     start = None if state is None else state["position"]
     count = masks.counts(t, query_mask, segments, start)
     position = ops.maximum(count - 1, 0)
 
     half = None if horizon is None else ops.floor_divide(position, horizon // 2)
     offset = position if horizon is None else position - half * (horizon // 2)
-    angle = _angles(offset, span, q.dtype)
-    q_read, k_write = _turn(q, arrays.each_row(angle, group)), _turn(k, angle)
+    q_read = _turn(q, arrays.each_row(offset, group), span)
+    k_write = _turn(k, offset, span)
     options = {"group": group, "chunk_size": chunk_size, "runs": segments}
     if query_mask is None and segments is None and isinstance(span, int):
         options["kernel"] = lambda distance: ops.cos(_angles(distance, span, q.dtype))
     else:
         options |= {"kernel": ops.cos, "positions": _angles(position, span, q.dtype)}
     if horizon is not None:
-        earlier = _angles(offset + horizon // 2, span, q.dtype)
-        options["q_previous"] = _turn(q, arrays.each_row(earlier, group))
+        earlier = arrays.each_row(offset + horizon // 2, group)
+        options["q_previous"] = _turn(q, earlier, span)
         options["runs"] = _half_runs(half, segments, ops.shape(k)[0])
         options["chunk_size"] = min(chunk_size, horizon // 2)
     if state is None:
@@ -155,8 +165,7 @@ def cosine_weights(
         t, s, query_mask=query_mask, key_mask=mask, segments=segments, causal=causal
     )
     span = max_length or horizon or _longest(t, s, query_mask, mask)
-    if not isinstance(span, int):
-        span = ops.reshape(span, (-1, 1, 1, 1))
+    span = _per_example(span)
     q_position = masks.positions(t, query_mask, segments)[:, None, :, None]
     k_position = masks.positions(s, mask, segments)[:, None, None, :]
     if horizon is not None:
@@ -168,12 +177,11 @@ def cosine_weights(
 
 
 def _prepare(q, k, v, mask):
-    """relu, precision, head groups as rows, masked keys as zeros, ones for the normaliser."""
+    """relu, precision, head groups as rows, masked keys as zeros."""
     group = arrays.group_size(q, k)
     q = arrays.fold_groups(ops.relu(arrays.accumulate(q)), group)
     k = arrays.zero_masked(ops.relu(arrays.accumulate(k)), mask)
-    v = arrays.append_ones(arrays.zero_masked(arrays.accumulate(v), mask))
-    return q, k, v, group
+    return q, k, arrays.zero_masked(arrays.accumulate(v), mask), group
 
 
 def _check_length(max_length, *lengths):
@@ -197,16 +205,32 @@ def _longest(t, s, query_mask, mask):
     return ops.maximum(ops.maximum(queries, keys), 1)
 
 
+def _per_example(span):
+    """M as it stands beside `(b, ..., ..., ...)`."""
+    return span if isinstance(span, int) else ops.reshape(span, (-1, 1, 1, 1))
+
+
 def _angles(position, span, dtype):
     """`pi/2 position / span`, taken modulo a full turn while still an integer: exact."""
     position = ops.mod(position, 4 * span)
     return ops.cast(position, dtype) * (math.pi / 2 / ops.cast(span, dtype))
 
 
-def _turn(x, angle):
-    """`(b, t, h, d)` and `(b or 1, t)` -> `[x cos, x sin] (b, t, h, 2 d)`."""
-    angle = ops.expand_dims(ops.expand_dims(angle, -1), -1)
-    return ops.concatenate([x * ops.cos(angle), x * ops.sin(angle)], axis=-1)
+def _turn(x, position, span, cos_and_sin=lambda angle: (ops.cos(angle), ops.sin(angle))):
+    """`(b, t, h, d)` and positions `(b or 1, t)` -> `[x cos, x sin] (b, t, h, 2 d)`."""
+    position = ops.expand_dims(ops.expand_dims(position, -1), -1)
+    cos, sin = cos_and_sin(_angles(position, _per_example(span), x.dtype))
+    return ops.concatenate([x * cos, x * sin], axis=-1)
+
+
+def _cos_and_sin(x):
+    """Both for x in [0, pi/2], by their series: 1e-7 off. COS and SIN cut a TFLite graph."""
+    square = x * x
+    cos, sin = 1.0, 1.0
+    for n in range(14, 0, -2):
+        cos = 1.0 - cos * square * (1.0 / (n * (n - 1)))
+        sin = 1.0 - sin * square * (1.0 / (n * (n + 1)))
+    return cos, x * sin
 
 
 def _half_runs(half, segments, b):
@@ -220,5 +244,5 @@ def _half_runs(half, segments, b):
 
 def _nan_from(max_length, position, out):
     """`out (b, t, h, e)` with NaN where `position (b or 1, t or 1)` is `max_length` or more."""
-    beyond = ops.expand_dims(ops.expand_dims(position >= max_length, -1), -1)
-    return ops.where(beyond, ops.full((), float("nan"), out.dtype), out)
+    nan = ops.where(position >= max_length, float("nan"), 0.0)
+    return out + ops.cast(ops.expand_dims(ops.expand_dims(nan, -1), -1), out.dtype)
