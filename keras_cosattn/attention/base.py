@@ -309,6 +309,7 @@ class Attention(keras.layers.Layer):
             name=name,
             **self._projection_options(),
         )
+        dense.supports_masking = True  # the masks are read before; Keras would warn
         dense.build(shape)
         return dense
 
