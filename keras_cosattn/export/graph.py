@@ -15,7 +15,9 @@ class Graph:
         content: bytes of the model.
 
     Attributes: `model`, a `ModelT` of the public schema, and `signatures`, name -> number of the
-    graph.
+    graph. A file without signatures gets one, `main`, for its first graph.
+
+    Raises ValueError if it is not the bytes of a model.
     """
 
     def __init__(self, content):
@@ -23,16 +25,18 @@ class Graph:
 
         self._schema = schema
         self.content = content
-        self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-        self.signatures = {
-            signature.signatureKey.decode(): signature.subgraphIndex
-            for signature in self.model.signatureDefs or ()
-        }
-        self._names = {
-            code: name
-            for name, code in vars(schema.BuiltinOperator).items()
-            if not name.startswith("_")
-        }
+        try:
+            if content[4:8] != b"TFL3":
+                raise ValueError("the bytes that identify the format are missing")
+            self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+            self.model.signatureDefs = self.model.signatureDefs or [self._main()]
+            self.signatures = {
+                signature.signatureKey.decode(): signature.subgraphIndex
+                for signature in self.model.signatureDefs
+            }
+        except Exception as error:  # damaged files raise many kinds
+            raise ValueError(f"This is no TFLite model, or it is damaged: {error}") from error
+        self._names = _names(schema.BuiltinOperator)
 
     def op_name(self, operator):
         """`"FULLY_CONNECTED"`, or for a custom op `"CUSTOM name"`."""
@@ -40,30 +44,43 @@ class Graph:
         name = self._names[max(code.builtinCode, code.deprecatedBuiltinCode)]
         return f"CUSTOM {code.customCode.decode()}" if name == "CUSTOM" else name
 
-    def operators(self):
-        """Yields (name, version, operator, graph) for every one."""
-        for graph in self.model.subgraphs:
+    def operators(self, signature=None):
+        """Yields (name, version, operator, graph) for every one, or those that a signature runs."""
+        graphs = self.model.subgraphs
+        for graph in graphs if signature is None else [graphs[i] for i in self._run_by(signature)]:
             for operator in graph.operators or ():
                 version = self.model.operatorCodes[operator.opcodeIndex].version
                 yield self.op_name(operator), version, operator, graph
 
-    def ops(self):
-        """Name -> `[largest version, how often]`, by name."""
+    def ops(self, signature=None):
+        """Name -> `[largest version, how often]`, by name; in the whole file, or a signature."""
         versions, counts = {}, collections.Counter()
-        for name, version, _, _ in self.operators():
+        for name, version, _, _ in self.operators(signature):
             versions[name] = max(version, versions.get(name, 0))
             counts[name] += 1
         return {name: [versions[name], counts[name]] for name in sorted(versions)}
+
+    def specs(self, signature):
+        """Inputs and outputs, each name -> (shape with None where any size will do, dtype)."""
+        definition = self._definition(signature)
+        tensors = self.model.subgraphs[definition.subgraphIndex].tensors
+        return tuple(
+            {m.name.decode(): self._spec(tensors[m.tensorIndex]) for m in side or ()}
+            for side in (definition.inputs, definition.outputs)
+        )
+
+    @property
+    def constant_bytes(self):
+        """Weights, tables and other constants, those that signatures share counted once."""
+        return sum(len(buffer.data) for buffer in self.model.buffers if buffer.data is not None)
 
     def sort_ends(self, signature, inputs, outputs):
         """Put its inputs and outputs in the order of two lists of their names."""
         definition = self._definition(signature)
         graph = self.model.subgraphs[definition.subgraphIndex]
-        sides = (definition.inputs, graph.inputs), (definition.outputs, graph.outputs)
-        return tuple(
-            [{m.tensorIndex: m.name.decode() for m in maps}[i] for i in order]
-            for maps, order in sides
-        )
+        for side, names in (("inputs", inputs), ("outputs", outputs)):
+            places = {m.name.decode(): m.tensorIndex for m in getattr(definition, side) or ()}
+            setattr(graph, side, np.array([places[name] for name in names], "int32"))
 
     def replace_op(self, operator, name):
         """Make another builtin op of the same inputs and outputs of an operator."""
@@ -84,15 +101,36 @@ class Graph:
 
     def types(self, operator, graph):
         """The types of its inputs, such as `{"INT32"}`."""
-        names = {
-            number: name
-            for name, number in vars(self._schema.TensorType).items()
-            if not name.startswith("_")
-        }
+        names = _names(self._schema.TensorType)
+        return {names[graph.tensors[i].type] for i in operator.inputs}
+
     def _definition(self, signature):
         return next(d for d in self.model.signatureDefs if d.signatureKey.decode() == signature)
 
-        return {names[graph.tensors[i].type] for i in operator.inputs}
+    def _main(self):
+        graph, definition = self.model.subgraphs[0], self._schema.SignatureDefT()
+        definition.signatureKey, definition.subgraphIndex = b"main", 0
+        for side in ("inputs", "outputs"):
+            entries = []
+            for index in getattr(graph, side):
+                entry = self._schema.TensorMapT()
+                entry.name, entry.tensorIndex = graph.tensors[index].name, index
+                entries.append(entry)
+            setattr(definition, side, entries)
+        return definition
+
+    def _spec(self, tensor):
+        shape = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
+        sizes = tuple(None if n < 0 else int(n) for n in (() if shape is None else shape))
+        return sizes, _names(self._schema.TensorType)[tensor.type].lower()
+
+    def _run_by(self, signature):
+        """The numbers of a signature's graph and of those that it calls."""
+        found = [self.signatures[signature]]
+        for index in found:  # which grows meanwhile
+            for operator in self.model.subgraphs[index].operators or ():
+                found += [i for i in _calls(operator).values() if i not in found]
+        return found
 
     def _code(self, name):
         code = getattr(self._schema.BuiltinOperator, name)
@@ -142,6 +180,29 @@ class Graph:
             once: constants all the time, an input, output or variable likewise, every other tensor
             from the op that makes it to the last that reads it.
         """
+        interpreter = self._interpreter(signature, shapes)
+        delegated = [op for op in interpreter._get_ops_details() if op["op_name"] == "DELEGATE"]
+        graph = self.model.subgraphs[self.signatures[signature]]
+        return len(delegated), self._peak(graph, _sizes(interpreter))
+
+    def largest_tensors(self, signature, shapes, count=3):
+        """`(bytes, shape, op)` of the largest that its ops compute, arguments as `allocated`."""
+        interpreter = self._interpreter(signature, shapes)
+        found = {d["index"]: tuple(map(int, d["shape"])) for d in interpreter.get_tensor_details()}
+        sizes = _sizes(interpreter)
+        computed = [
+            (sizes[i], found[i], self.op_name(operator))
+            for operator in self.model.subgraphs[self.signatures[signature]].operators or ()
+            for i in operator.outputs
+            if i in sizes
+        ]
+        return sorted(computed, reverse=True)[:count]
+
+    def _interpreter(self, signature, shapes):
+        """An interpreter whose first graph is that of a signature, after a run on ones.
+
+        Where shapes are open, many tensors have no size before.
+        """
         index, packed = self.signatures[signature], self.content
         if index:
             self._swap(index)
@@ -149,18 +210,17 @@ class Graph:
             self._swap(index)
         interpreter = interpreter_class()(model_content=packed, num_threads=1)
         places = {d["index"]: d for d in interpreter.get_input_details()}
-        definition = self._definition(signature)
-        for entry in definition.inputs or ():
+        entries = self._definition(signature).inputs or ()
+        for entry in entries:
             shape = shapes[entry.name.decode()]
             if tuple(places[entry.tensorIndex]["shape"]) != tuple(shape):
                 interpreter.resize_tensor_input(entry.tensorIndex, shape)
         interpreter.allocate_tensors()
-        delegated = [op for op in interpreter._get_ops_details() if op["op_name"] == "DELEGATE"]
-        sizes = {
-            d["index"]: math.prod(d["shape"]) * np.dtype(d["dtype"]).itemsize
-            for d in interpreter.get_tensor_details()
-        }
-        return len(delegated), self._peak(self.model.subgraphs[index], sizes)
+        for entry in entries:
+            ones = np.ones(shapes[entry.name.decode()], places[entry.tensorIndex]["dtype"])
+            interpreter.set_tensor(entry.tensorIndex, ones)
+        interpreter.invoke()
+        return interpreter
 
     def _peak(self, graph, sizes):
         always, spans, ends = 0, {}, {*graph.inputs, *graph.outputs}
@@ -193,6 +253,24 @@ class Graph:
         for definition in self.model.signatureDefs:
             definition.subgraphIndex = new(definition.subgraphIndex)
         for _, _, operator, _ in self.operators():
-            for name, value in vars(operator.builtinOptions or object).items():
-                if name.endswith("SubgraphIndex"):
-                    setattr(operator.builtinOptions, name, new(value))
+            for name, called in _calls(operator).items():
+                setattr(operator.builtinOptions, name, new(called))
+
+
+def _names(enum):
+    """Number -> name of an enumeration of the schema."""
+    return {number: name for name, number in vars(enum).items() if not name.startswith("_")}
+
+
+def _calls(operator):
+    """Option -> number of the graph that an operator runs by it, such as a loop its body."""
+    options = vars(operator.builtinOptions or object).items()
+    return {name: index for name, index in options if name.endswith("SubgraphIndex")}
+
+
+def _sizes(interpreter):
+    """Number of a tensor -> its bytes."""
+    return {
+        d["index"]: math.prod(d["shape"]) * np.dtype(d["dtype"]).itemsize
+        for d in interpreter.get_tensor_details()
+    }
