@@ -20,7 +20,7 @@ class Float16:
     def configure(self, converter, target):
         """Set what TensorFlow's converter is to do."""
 
-    def rewrite(self, content, calibration):
+    def rewrite(self, content, target, calibration):
         """The bytes of the model quantised, if the converter did not."""
         return _weights_only(content, num_bits=16, algorithm_key="float_casting")
 
@@ -39,7 +39,7 @@ class DynamicInt8:
         if target.name == "tflite-runtime":  # the per-channel op is of a later version
             converter._experimental_disable_per_channel_quantization_for_dense_layers = True
 
-    def rewrite(self, content, calibration):
+    def rewrite(self, content, target, calibration):
         return content
 
 
@@ -53,8 +53,10 @@ class WeightInt8:
     def configure(self, converter, target):
         pass
 
-    def rewrite(self, content, calibration):
-        return _weights_only(content, num_bits=8)
+    def rewrite(self, content, target, calibration):
+        # tflite-micro turns all channels back with the first one's scale.
+        scales = "TENSORWISE" if target.name == "micro" else "CHANNELWISE"
+        return _weights_only(content, num_bits=8, granularity=scales)
 
 
 class Int8:
@@ -71,14 +73,12 @@ class Int8:
     def configure(self, converter, target):
         pass
 
-    def rewrite(self, content, calibration):
-        from litert_quantizer.qtyping import QuantGranularity
-
+    def rewrite(self, content, target, calibration):
         quantizer = _quantizer(content)
         for operation in PRODUCTS:
             quantizer.add_static_config(
                 ".*", operation, activation_num_bits=8, weight_num_bits=8,
-                weight_granularity=QuantGranularity.TENSORWISE,
+                weight_granularity="TENSORWISE",
             )  # fmt: skip
         return bytes(quantizer.quantize(_ranges(quantizer, calibration)).quantized_model)
 

@@ -102,7 +102,7 @@ def _convert(plan, target, way, new, data):
     if way is not None:
         new.write_bytes(content)
         seen = calibration(plan, runners.tflite(new), data) if way.calibrated else None
-        content = way.rewrite(content, seen)
+        content = way.rewrite(content, target, seen)
     graph = Graph(content)
     target.rewrite(graph)
     target.refuse(graph)
