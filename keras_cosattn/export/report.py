@@ -94,26 +94,17 @@ class Report:
         return max(self.differences.values())
 
     def __str__(self):
-        form = f", {self.quantize}" if self.quantize else ""
-        lines = [f"{self.path}: {self.size:,} bytes, {self.target}{form}"]
+        form = "" if self.target == "saved_model" else f" for {self.target}"
+        lines = [f"{self.path}: {self.size:,} bytes{form}, {self.quantize or 'not quantised'}"]
         if self.state_bytes:
             end = "endless" if self.max_steps is None else f"up to {self.max_steps:,} steps"
-            lines.append(f"  state {self.state_bytes:,} bytes as {self.state_form}, {end}")
-        for name, difference in self.differences.items():
-            line = (
-                f"  {name:8} to Keras: difference {difference:.1e}, SQNR {self.sqnr[name]:.1f} dB"
-            )
-            if name in self.partitions:
-                line += (
-                    f"; XNNPACK partitions {self.partitions[name]}"
-                    f"; peak memory {self.peak_bytes[name]:,} bytes"
-                )
-            lines.append(line)
+            lines.append(f"  state: {self.state_bytes:,} bytes as {self.state_form}, {end}")
+        lines += self._table()
         if self.arena_bytes is not None:
             lines.append(f"  arena of tflite-micro: {self.arena_bytes:,} bytes")
         if self.ops:
-            ops = (f"{name} v{version} x{n}" for name, (version, n) in self.ops.items())
-            lines.append(f"  ops: {', '.join(ops)}")
+            total = sum(count for _, count in self.ops.values())
+            lines.append(f"  {total:,} ops of {len(self.ops)} kinds")
         if self.accuracy is not None:
             keras_, file = self.accuracy["keras"], self.accuracy["file"]
             lines.append(f"  accuracy: Keras {keras_:.4f}, file {file:.4f}")
@@ -123,6 +114,14 @@ class Report:
         if self.whole_only:
             lines.append(f"  no streaming: {self.whole_only}")
         return "\n".join(lines)
+
+    def _table(self):
+        more = f"{'XNNPACK partitions':>20}{'peak, bytes':>16}" if self.partitions else ""
+        yield f"  {'to Keras':10}{'difference':>12}{'SQNR, dB':>10}{more}"
+        for name, difference in self.differences.items():
+            if self.partitions:
+                more = f"{self.partitions[name]:20}{self.peak_bytes[name]:16,}"
+            yield f"  {name:10}{difference:12.1e}{self.sqnr[name]:10.1f}{more}"
 
 
 def metadata(report, **more):
