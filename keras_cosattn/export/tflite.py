@@ -1,6 +1,8 @@
 """A model as a TFLite file, for phones, watches and microcontrollers."""
 
+import contextlib
 import dataclasses
+import io
 import tempfile
 
 from keras_cosattn.export import checks, quantization, runners, targets
@@ -102,7 +104,12 @@ def _convert(plan, target, way, new, data):
     if way is not None:
         new.write_bytes(content)
         seen = calibration(plan, runners.tflite(new), data) if way.calibrated else None
-        content = way.rewrite(content, target, seen)
+        silent = (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        )
+        with silent[0], silent[1]:  # the quantiser prints its progress
+            content = way.rewrite(content, target, seen)
     graph = Graph(content)
     target.rewrite(graph)
     target.refuse(graph)
