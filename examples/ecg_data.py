@@ -37,7 +37,7 @@ def pairs(level):
 
 def batches(millivolt, count, steps, rng):
     """Windows without end, amplified and shifted; their first samples, too few, weigh nothing."""
-    weights = np.where(np.arange(steps) < 64, 0.0, np.ones((count, 1))) * steps / (steps - 64)
+    weights = np.where(np.arange(steps) < 64, 0.0, np.ones((count, 1)))
     while True:
         windows = millivolt[rng.integers(TRAIN - steps, size=(count, 1)) + np.arange(steps + 1)]
         gain, shift = rng.normal(1, 0.05, (count, 1)), rng.normal(0, 0.1, (count, 1))
@@ -85,36 +85,39 @@ def resident():
     return int(status.split("VmRSS:")[1].split()[0])
 
 
-def draw(level, change, y, name, path, start=250, wide=251.2):
-    """A picture of the bits of every second, and from `start` and `wide` on of each prediction."""
+def draw(level, change, y, name, path):
+    """A picture of the bits of all seconds, and of predictions in the held-out part."""
     figure = Figure(figsize=(10, 10), layout="constrained")
-    all_of_it, each, beat = figure.subplots(3, height_ratios=[2, 3, 3])
-    seconds, millivolt = np.arange(1, len(level)) / RATE, _millivolt(level[1:])
+    seconds, beats, samples = figure.subplots(3, height_ratios=[2, 3, 3])
     cost = ops.convert_to_numpy(bits(change, y))
-    for label, spent in {"first differences": _static(change), name: cost}.items():
-        spent = spent[: len(spent) // RATE * RATE].reshape(-1, RATE).mean(axis=1)
-        all_of_it.plot(spent, linewidth=1, label=label)
-    all_of_it.axvspan(0, TRAIN / RATE, color="0.9", label="not scored")
-    all_of_it.set(ylabel="bits per sample", xlabel="seconds", xlim=(0, seconds[-1]))
-    all_of_it.set_title("Every second of the stream")
-    all_of_it.legend(loc="upper right", ncols=3)
-    shown = slice(round(start * RATE), round((start + 5) * RATE))
-    each.plot(seconds[shown], millivolt[shown], color="0.7", linewidth=0.8, zorder=0)
-    points = {"c": cost[shown], "s": 6, "cmap": "plasma_r", "vmin": 0, "vmax": 8}
-    points = each.scatter(seconds[shown], millivolt[shown], **points)
-    figure.colorbar(points, ax=[each, beat], label="bits", aspect=40)
-    each.set(ylabel="mV", xlim=(start, start + 5), title="Bits of each sample")
-    shown = slice(round(wide * RATE), round((wide + 0.4) * RATE))
-    centre, deviation = _moments(y[shown])
-    low, high = (_millivolt(level[shown] + centre + k * deviation) for k in (-2, 2))
-    beat.fill_between(seconds[shown], low, high, alpha=0.4, label="prediction, 2 deviations to each side")
-    beat.plot(seconds[shown], _millivolt(level[shown] + centre), linewidth=1, label="its mean")
-    points = {"c": cost[shown], "s": 9, "cmap": "plasma_r", "vmin": 0, "vmax": 8}
-    beat.scatter(seconds[shown], millivolt[shown], zorder=3, label="the sample", **points)
-    beat.set(ylabel="mV", xlabel="seconds", xlim=(wide, wide + 0.4))
-    beat.set_title("Each prediction, made one sample before")
-    beat.legend(loc="upper right")
+    for label, each in {"first differences": _static(change), name: cost}.items():
+        whole = each[: len(each) // RATE * RATE].reshape(-1, RATE)
+        seconds.plot(whole.mean(axis=1), linewidth=1, label=label)
+    seconds.axvspan(0, TRAIN / RATE, color="0.9", label="trained on")
+    seconds.set(title="Every second of the stream", ylabel="bits per sample", xlim=(0, len(whole)))
+    seconds.legend(loc="upper right", ncols=3)
+    _draw_samples(beats, level, cost, y, start=250, end=255)
+    points = _draw_samples(samples, level, cost, y, start=251.2, end=251.6)
+    samples.legend(loc="upper right")
+    beats.set_title("Predictions, each made one sample before")
+    samples.set_xlabel("seconds")
+    figure.colorbar(points, ax=[beats, samples], label="bits of the sample", aspect=40)
     figure.savefig(path, dpi=120)
+
+
+def _draw_samples(axes, level, cost, y, start, end):
+    shown = slice(round(start * RATE), round(end * RATE))
+    seconds = np.arange(1, len(level))[shown] / RATE
+    mean, deviation = _moments(y[shown])
+    mean += level[shown]
+    low, high = _millivolt(mean - 2 * deviation), _millivolt(mean + 2 * deviation)
+    axes.fill_between(seconds, low, high, alpha=0.4, label="prediction, 2 deviations")
+    axes.plot(seconds, _millivolt(mean), linewidth=1, label="its mean")
+    axes.set(ylabel="mV", xlim=(start, end))
+    colours = {"c": cost[shown], "cmap": "plasma_r", "vmin": 0, "vmax": 8}
+    return axes.scatter(
+        seconds, _millivolt(level[1:][shown]), s=7, zorder=3, label="the sample", **colours
+    )
 
 
 def _millivolt(level):

@@ -40,7 +40,8 @@ def train(model, millivolt, epochs):
     rate = keras.optimizers.schedules.CosineDecay(
         1e-3, STEPS * epochs, warmup_target=1e-2, warmup_steps=50
     )
-    model.compile(keras.optimizers.Adam(rate, clipnorm=1.0), ecg_data.bits)
+    adam = keras.optimizers.Adam(rate, clipnorm=1.0)
+    model.compile(adam, ecg_data.bits, weighted_metrics=[ecg_data.bits])
     windows = ecg_data.batches(millivolt, BATCH, WINDOW, np.random.default_rng(SEED))
     model.fit(windows, steps_per_epoch=STEPS, epochs=epochs, verbose=2)
 
