@@ -8,9 +8,20 @@ _ALLOCATE = """
 import sys
 from tflite_micro import runtime
 model = sys.stdin.buffer.read()
-interpreter = runtime.Interpreter.from_bytes(model, arena_size=10 * len(model) + (1 << 20))
-interpreter.invoke()
-interpreter.print_allocations()
+def run(arena_size):
+    interpreter = runtime.Interpreter.from_bytes(model, arena_size=arena_size)
+    interpreter.invoke()
+    return interpreter
+if sys.argv[1] == "0":
+    run(10 * len(model) + (1 << 20)).print_allocations()
+else:  # planning takes more for a moment than what is kept
+    for arena_size in range(int(sys.argv[1]), 2 * int(sys.argv[1]) + (1 << 16), 1024):
+        try:
+            run(arena_size)
+        except RuntimeError:
+            continue
+        print("suffices:", arena_size, file=sys.stderr)
+        break
 """
 
 
@@ -70,15 +81,21 @@ def micro(content, names, arena_size):
 
 
 def micro_arena(content):
-    """Bytes of arena that tflite-micro takes for a model.
+    """Bytes of arena in which tflite-micro runs a model, to a KiB.
 
-    Asked in another process, for tflite-micro ends its own where a model does not suit it.
+    Asked in other processes, for tflite-micro ends its own where a model does not suit it.
     Raises ValueError with what it says if it cannot load the model, or not run it on zeros.
     """
-    found = subprocess.run([sys.executable, "-c", _ALLOCATE], input=content, capture_output=True)
+    kept = _from_micro(content, "0", r"Arena allocation total (\d+) bytes")
+    return _from_micro(content, str(kept), r"suffices: (\d+)")
+
+
+def _from_micro(content, start, pattern):
+    command = [sys.executable, "-c", _ALLOCATE, start]
+    found = subprocess.run(command, input=content, capture_output=True)
     said = found.stderr.decode(errors="replace")
-    total = re.search(r"Arena allocation total (\d+) bytes", said)
-    if found.returncode or total is None:
+    number = re.search(pattern, said)
+    if found.returncode or number is None:
         lines = [line for line in said.splitlines() if line.strip()]
         raise ValueError(f"tflite-micro cannot run the model. It says: {' | '.join(lines[:3])}")
-    return int(total[1])
+    return int(number[1])
