@@ -59,9 +59,9 @@ class TFLiteRuntime(LiteRT):
     def refuse(self, graph):
         super().refuse(graph)
         late = {
-            f"{name} version {version} (it has {TFLITE_RUNTIME_2_14[name]})"
+            f"{name} version {version} (it has {TFLITE_RUNTIME_2_14.get(name, 'none')})"
             for name, version, *_ in graph.operators()
-            if version > TFLITE_RUNTIME_2_14.get(name, version)
+            if version > TFLITE_RUNTIME_2_14.get(name, 0)
         }
         if late:
             raise ValueError(
