@@ -207,12 +207,12 @@ def streaming(folder, steps):
     print(f"\n{'chunk':>6} {'us a token':>11} {'plain':>7} {'ratio':>6}")
     limit = 1 << 17
     forms = {
-        "chunked": CosFormerAttention(HEADS, WIDTH // HEADS, max_length=limit),
+        "chunked": CosFormerAttention(HEADS, WIDTH // HEADS, max_length=limit, chunk_size=16),
         "plain": plain_attention()(HEADS, WIDTH // HEADS, limit),
     }
     models = {name: model(attention, True) for name, attention in forms.items()}
     models["plain"].set_weights(models["chunked"].get_weights())
-    for chunk in (64, 128, 256):
+    for chunk in (64, 128, 1024):
         paths = [folder / f"{name}_{chunk}.tflite" for name in forms]
         for path, each in zip(paths, models.values(), strict=True):
             to_tflite(each, path, signatures=["prefill"], prefill_chunk=chunk)

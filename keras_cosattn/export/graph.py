@@ -87,17 +87,28 @@ class Graph:
         operator.opcodeIndex = self._code(name)
         operator.builtinOptions, operator.builtinOptionsType = None, 0
 
+    def spread(self, operator, graph):
+        """Make BROADCAST_TO of a TILE that repeats axes of size one; others stay as they are."""
+        old, new = (graph.tensors[side[0]].shape for side in (operator.inputs, operator.outputs))
+        if all(m in (1, n) for m, n in zip(old, new, strict=True)):
+            shape = self._constant(graph, np.array(new, "int32"))
+            operator.inputs = np.array([operator.inputs[0], shape], "int32")
+            self.replace_op(operator, "BROADCAST_TO")
+
+    def any_as_all(self, operator, graph):
+        """Make `not all(not x)` of REDUCE_ANY."""
+        (x, axes), (y,) = operator.inputs, operator.outputs
+        operator.inputs = np.array([self._like(graph, x, "BOOL"), axes], "int32")
+        operator.outputs = np.array([self._like(graph, y, "BOOL")], "int32")
+        operator.opcodeIndex = self._code("REDUCE_ALL")
+        self._around(graph, operator, "LOGICAL_NOT", [x], [y])
+
     def through_float(self, operator, graph):
         """Let an operator on integers compute in float32: CAST, the operator, CAST."""
-        place = next(i for i, other in enumerate(graph.operators) if other is operator)
         takes, gives = operator.inputs, operator.outputs
-        operator.inputs = np.array([self._float_like(graph, i) for i in takes], "int32")
-        operator.outputs = np.array([self._float_like(graph, i) for i in gives], "int32")
-        graph.operators[place : place + 1] = [
-            *map(self._cast, takes, operator.inputs),
-            operator,
-            *map(self._cast, operator.outputs, gives),
-        ]
+        operator.inputs = np.array([self._like(graph, i, "FLOAT32") for i in takes], "int32")
+        operator.outputs = np.array([self._like(graph, i, "FLOAT32") for i in gives], "int32")
+        self._around(graph, operator, "CAST", takes, gives)
 
     def types(self, operator, graph):
         """The types of its inputs, such as `{"INT32"}`."""
@@ -135,21 +146,44 @@ class Graph:
     def _code(self, name):
         code = getattr(self._schema.BuiltinOperator, name)
         new = self._schema.OperatorCodeT()
-        new.builtinCode, new.deprecatedBuiltinCode, new.version = code, min(code, 127), 1
+        new.builtinCode, new.deprecatedBuiltinCode, new.version = code, min(code, 127), _FIRST.get(name, 1)
         self.model.operatorCodes.append(new)
         return len(self.model.operatorCodes) - 1
 
-    def _float_like(self, graph, index):
-        """A new float32 tensor of the shape of another: its number."""
+    def _around(self, graph, operator, name, takes, gives):
+        """Put an op of one input before each input of an operator, and behind each output.
+
+        Args:
+            takes, gives: the tensors at the far ends, as many as the operator's own from the first.
+        """
+        place = next(i for i, other in enumerate(graph.operators) if other is operator)
+        graph.operators[place : place + 1] = [
+            *(self._single(name, x, y) for x, y in zip(takes, operator.inputs, strict=False)),
+            operator,
+            *(self._single(name, x, y) for x, y in zip(operator.outputs, gives, strict=True)),
+        ]
+
+    def _like(self, graph, index, dtype):
+        """A new tensor of the shape of another: its number."""
+        return self._tensor(graph, graph.tensors[index].shape, dtype)
+
+    def _constant(self, graph, values):
+        """A new tensor with int32 `values`: its number."""
+        buffer = self._schema.BufferT()
+        buffer.data = np.frombuffer(values.tobytes(), "uint8")
+        self.model.buffers.append(buffer)
+        return self._tensor(graph, values.shape, "INT32", len(self.model.buffers) - 1)
+
+    def _tensor(self, graph, shape, dtype, buffer=0):
         tensor = self._schema.TensorT()
-        tensor.shape, tensor.type = graph.tensors[index].shape, self._schema.TensorType.FLOAT32
-        tensor.buffer, tensor.name = 0, f"float {len(graph.tensors)}".encode()
+        tensor.shape, tensor.type = shape, getattr(self._schema.TensorType, dtype)
+        tensor.buffer, tensor.name = buffer, f"new {len(graph.tensors)}".encode()
         graph.tensors.append(tensor)
         return len(graph.tensors) - 1
 
-    def _cast(self, source, destination):
+    def _single(self, name, source, destination):
         operator = self._schema.OperatorT()
-        operator.opcodeIndex = self._code("CAST")
+        operator.opcodeIndex = self._code(name)
         operator.inputs = np.array([source], "int32")
         operator.outputs = np.array([destination], "int32")
         return operator
@@ -271,6 +305,6 @@ def _calls(operator):
 def _sizes(interpreter):
     """Number of a tensor -> its bytes."""
     return {
-        d["index"]: math.prod(d["shape"]) * np.dtype(d["dtype"]).itemsize
+        d["index"]: math.prod(d["shape"].tolist()) * np.dtype(d["dtype"]).itemsize
         for d in interpreter.get_tensor_details()
     }
