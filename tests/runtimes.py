@@ -22,7 +22,7 @@ LAST_PYTHON = (3, 11)
 """That tflite-runtime 2.14.0 has wheels for."""
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """Says why an environment cannot be had here."""
 
 
@@ -33,9 +33,9 @@ def tflite_runtime():
     name = f"tflite-runtime-2.14.0-python-{here[0]}.{here[1]}"
     try:
         if here > LAST_PYTHON:
-            raise Unavailable(f"{TFLITE_RUNTIME} has no wheel for Python {here[0]}.{here[1]}")
+            raise UnavailableError(f"{TFLITE_RUNTIME} has no wheel for Python {here[0]}.{here[1]}")
         return _environment(name, TFLITE_RUNTIME, "numpy<2"), None
-    except Unavailable as reason:
+    except UnavailableError as reason:
         return None, str(reason)
 
 
@@ -60,7 +60,7 @@ def _build(place, requirements):
         capture_output=True, text=True,
     )  # fmt: skip
     if found.returncode:
-        raise Unavailable(f"pip cannot install {requirements}: {found.stderr.strip()[-300:]}")
+        raise UnavailableError(f"pip cannot install {requirements}: {found.stderr.strip()[-300:]}")
 
 
 def play(device, calls):

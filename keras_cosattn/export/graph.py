@@ -82,9 +82,9 @@ class Graph:
             places = {m.name.decode(): m.tensorIndex for m in getattr(definition, side) or ()}
             setattr(graph, side, np.array([places[name] for name in names], "int32"))
 
-    def replace_op(self, operator, name):
+    def replace_op(self, operator, name, version=1):
         """Make another builtin op of the same inputs and outputs of an operator."""
-        operator.opcodeIndex = self._code(name)
+        operator.opcodeIndex = self._code(name, version)
         operator.builtinOptions, operator.builtinOptionsType = None, 0
 
     def spread(self, operator, graph):
@@ -93,7 +93,7 @@ class Graph:
         if all(m in (1, n) for m, n in zip(old, new, strict=True)):
             shape = self._constant(graph, np.array(new, "int32"))
             operator.inputs = np.array([operator.inputs[0], shape], "int32")
-            self.replace_op(operator, "BROADCAST_TO")
+            self.replace_op(operator, "BROADCAST_TO", version=2)
 
     def any_as_all(self, operator, graph):
         """Make `not all(not x)` of REDUCE_ANY."""
@@ -143,10 +143,10 @@ class Graph:
                 found += [i for i in _calls(operator).values() if i not in found]
         return found
 
-    def _code(self, name):
+    def _code(self, name, version=1):
         code = getattr(self._schema.BuiltinOperator, name)
         new = self._schema.OperatorCodeT()
-        new.builtinCode, new.deprecatedBuiltinCode, new.version = code, min(code, 127), _FIRST.get(name, 1)
+        new.builtinCode, new.deprecatedBuiltinCode, new.version = code, min(code, 127), version
         self.model.operatorCodes.append(new)
         return len(self.model.operatorCodes) - 1
 

@@ -103,13 +103,18 @@ class Micro(LiteRT):
     quantizations = (None, "weight_int8", "int8")
 
     def rewrite(self, graph):
-        """SELECT becomes SELECT_V2, which is the same where all shapes are; quotients and rests of
-        integers are taken in float32, which is exact to 2^24.
+        """SELECT becomes SELECT_V2, which is the same where all shapes are, TILE of single steps
+        BROADCAST_TO, and REDUCE_ANY not all not; quotients and rests of integers are taken in
+        float32, which is exact to 2^24.
         """
         for name, _, operator, subgraph in list(graph.operators()):
             shapes = {tuple(subgraph.tensors[i].shape) for i in operator.inputs}
             if name == "SELECT" and len(shapes) == 1:
                 graph.replace_op(operator, "SELECT_V2")
+            elif name == "TILE":
+                graph.spread(operator, subgraph)
+            elif name == "REDUCE_ANY":
+                graph.any_as_all(operator, subgraph)
             elif name in ("FLOOR_DIV", "FLOOR_MOD") and "INT32" in graph.types(operator, subgraph):
                 graph.through_float(operator, subgraph)
 
