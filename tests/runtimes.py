@@ -34,12 +34,12 @@ def tflite_runtime():
     try:
         if here > LAST_PYTHON:
             raise UnavailableError(f"{TFLITE_RUNTIME} has no wheel for Python {here[0]}.{here[1]}")
-        return _environment(name, TFLITE_RUNTIME, "numpy<2"), None
+        return environment(name, TFLITE_RUNTIME, "numpy<2"), None
     except UnavailableError as reason:
         return None, str(reason)
 
 
-def _environment(name, *requirements):
+def environment(name, *requirements):
     """The Python of an environment with these packages, which one process builds and all use."""
     place = CACHE / name
     CACHE.mkdir(exist_ok=True)
