@@ -5,11 +5,13 @@ from keras_cosattn.export.quantization import DynamicInt8, Float16, Int8, Weight
 from keras_cosattn.export.report import Report, describe
 from keras_cosattn.export.saved_model import to_saved_model
 from keras_cosattn.export.targets import GPU, LiteRT, Micro, TFLiteRuntime
+from keras_cosattn.export.text import ByteTokenizer, WordPieceTokenizer
 from keras_cosattn.export.tflite import to_tflite
 from keras_cosattn.export.verification import verify
 
 __all__ = [
     "GPU",
+    "ByteTokenizer",
     "DynamicInt8",
     "Float16",
     "Int8",
@@ -18,6 +20,7 @@ __all__ = [
     "Report",
     "TFLiteRuntime",
     "WeightInt8",
+    "WordPieceTokenizer",
     "describe",
     "representative_data",
     "to_saved_model",

@@ -17,9 +17,10 @@ def compare(plan, run):
         run: function `(signature, inputs) -> outputs`, the file.
     """
     found = {}
-    if "serve" in plan.functions:
-        inputs, expected = plan.whole()
-        found["serve"] = [(expected, run("serve", inputs))]
+    for name in ("serve", "serve_text"):
+        if name in plan.functions:
+            inputs, expected = plan.whole(name)
+            found[name] = [(expected, run(name, inputs))]
     if plan.streamed:
         pieces, inputs, whole = plan.streams()
         for name, start, end, outputs in streamed(plan, run, pieces, inputs):

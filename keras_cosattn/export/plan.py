@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_cosattn import probe
+from keras_cosattn.export import text
 from keras_cosattn.streaming import Streaming
 
 SIGNATURES = ("serve", "prefill", "step")
@@ -35,6 +36,7 @@ class Plan:
         prefill_chunk: steps of `prefill`, at most those of the stream; None is any number.
         state_form: `"tensors"` or `"variables"`.
         alone: one signature only, for runtimes that know no more.
+        tokenizer: as `to_saved_model`; adds the signatures of `text`.
 
     Attributes: the above, `stream` (None if there is none), `whole_only` (why), `functions`, a dict
     signature -> function of named inputs, and `weights`, the model's id.
@@ -42,7 +44,7 @@ class Plan:
 
     def __init__(
         self, model, signatures=None, sample=None, *, batch_size=None, length=None,
-        prefill_chunk=None, state_form="tensors", alone=False,
+        prefill_chunk=None, state_form="tensors", alone=False, tokenizer=None,
     ):  # fmt: skip
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
@@ -90,6 +92,11 @@ class Plan:
         names = [name for name in SIGNATURES if name in wanted]
         if self.stream is not None and not alone:
             names.append(START[state_form])
+        self.text = None
+        if tokenizer is not None:
+            self.text = text.Text(tokenizer, self.any_size)
+            self.text.check_range(lambda inputs: model(self.nest(inputs)), self.whole()[0])
+            names += text.SIGNATURES
         self.functions = {name: self._function(name) for name in names}
         self.weights = _weights_id(model, self.stream)
 
@@ -104,7 +111,7 @@ class Plan:
         return [name for name in self.functions if name in ("prefill", "step")]
 
     def write_saved_model(self, path, for_tflite=False):
-        """Write the signatures as a SavedModel."""
+        """Write the signatures as a SavedModel. Raises OSError if that fails."""
         import tensorflow as tf
 
         archive = keras.export.ExportArchive()
@@ -116,6 +123,8 @@ class Plan:
             }
             archive.track(tf.Module())
             archive._tf_trackable.stream_state = self._variables
+        if self.text is not None:
+            archive._tf_trackable.tokenizer = self.text.tokenizer  # which may hold tables
         for name, function in self.functions.items():
             specs = {
                 key: tf.TensorSpec(shape, dtype, name=key)
@@ -128,7 +137,15 @@ class Plan:
             archive.add_endpoint(
                 "_default_save_signature", lambda: {"unused": tf.zeros(())}, input_signature=[]
             )
-        archive.write_out(str(path), verbose=False)
+        try:
+            archive.write_out(str(path), verbose=False)
+        except tf.errors.OpError as error:  # TensorFlow's own, for a disk that is full
+            raise OSError(error.message) from error
+        except AssertionError as error:
+            raise ValueError(
+                f"'{self.model.name}', or its tokenizer, uses variables or tables that it does not "
+                f"hold. Make them attributes of a layer, a tf.Module or the tokenizer. {error}"
+            ) from error
 
     def specs(self, name):
         """Input name -> (shape, dtype) of a signature."""
@@ -136,6 +153,8 @@ class Plan:
             return {}
         if name == "init":
             return {"batch_size": ((), "int32")}
+        if name in text.SIGNATURES:
+            return self.text.spec
         length = {"serve": self.length, "prefill": self.prefill_chunk, "step": 1}[name]
         sizes = {}
         for key, (shape, dtype) in self.any_size.items():
@@ -158,10 +177,13 @@ class Plan:
             for name, (shape, dtype) in self.state_spec.items()
         }
 
-    def whole(self):
-        """Inputs of `serve` and the model's outputs, both by name."""
-        inputs = self.fit(self.sample, self.length)
-        return inputs, self.named_outputs(self.model(self.nest(inputs), training=False))
+    def whole(self, name="serve"):
+        """Inputs of `serve` or `serve_text` and the model's outputs, both by name."""
+        if name == "serve":
+            takes = inputs = self.fit(self.sample, self.length)
+        else:
+            takes, inputs = self.text.examples
+        return takes, self.named_outputs(self.model(self.nest(inputs), training=False))
 
     def streams(self):
         """Pieces of a stream, `(signature, start, end)`, its inputs, and the model's outputs.
@@ -231,6 +253,11 @@ class Plan:
 
         if name == "serve":
             return lambda inputs: self._named(self.model(self.nest(inputs), training=False))
+        if name == "tokenize":
+            return lambda inputs: self.text.ids(inputs["text"])
+        if name == "serve_text":
+            serve = self._function("serve")
+            return lambda inputs: serve(self.text.ids(inputs["text"]))
         if name == "init" and self.batch_size is None:
             return lambda inputs: {
                 key: tf.zeros(tf.stack([inputs["batch_size"], *shape]), dtype)
@@ -264,15 +291,17 @@ class Plan:
         takes = {key: [list(shape), dtype] for key, (shape, dtype) in self.specs(name).items()}
         if name == "reset":
             return {"inputs": takes, "outputs": {"steps": [[], "int32"]}}
+        if name == "tokenize":
+            return {"inputs": takes, "outputs": self._describe("serve", inputs, {})["inputs"]}
         gives = {}
         if name != "init":
             first = next(iter(self.any_size))
-            batch, length = takes[first][0][:2]
+            batch, length = self.specs("serve" if name == "serve_text" else name)[first][0][:2]
             for key, y in outputs.items():
                 in_time = y.ndim > 1 and y.shape[1] == inputs[first].shape[1]
                 shape = [batch, length, *y.shape[2:]] if in_time else [batch, *y.shape[1:]]
                 gives[key] = [shape, str(y.dtype)]
-        if self.state_form == "tensors" and name != "serve":
+        if self.state_form == "tensors" and name in ("init", *self.streamed):
             gives |= {
                 key: [[self.batch_size, *shape], dtype]
                 for key, (shape, dtype) in self.state_spec.items()

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_cosattn import probe
-from keras_cosattn.export import checks, data, runners
+from keras_cosattn.export import checks, data, runners, text
 from keras_cosattn.export.plan import SIGNATURES, Plan
 from keras_cosattn.export.precision import in_float32
 from keras_cosattn.export.quantization import QUANTIZATIONS
@@ -34,7 +34,8 @@ def verify(model, path, *, sample=None, dataset=None, metric=None, drift_steps=0
     Raises ValueError if the file is not of this package, or differs from the model.
     """
     about = describe(path)
-    plan = _plan(in_float32(model, sample), about, sample)
+    tokenizer = text.of_file(path, about)
+    plan = _plan(in_float32(model, sample), about, sample, tokenizer)
     start = runners.saved_model if pathlib.Path(path).is_dir() else runners.tflite
     least = QUANTIZATIONS[about["quantize"]].least_sqnr if about["quantize"] else None
     differences, sqnr = checks.compare(plan, start(path))
@@ -50,7 +51,7 @@ def verify(model, path, *, sample=None, dataset=None, metric=None, drift_steps=0
     return report
 
 
-def _plan(model, about, sample):
+def _plan(model, about, sample, tokenizer):
     sizes = about["signatures"]
     length = chunk = None
     if "serve" in sizes:
@@ -61,7 +62,7 @@ def _plan(model, about, sample):
     alone = len(names) == len(sizes) == 1 and names != ["serve"]
     return Plan(
         model, names, sample, batch_size=about["batch_size"], length=length, prefill_chunk=chunk,
-        state_form=about["state_form"], alone=alone,
+        state_form=about["state_form"], alone=alone, tokenizer=tokenizer,
     )  # fmt: skip
 
 
