@@ -73,7 +73,8 @@ def test_every_streaming_variant_becomes_a_tflite_file_of_builtins(case, tmp_pat
     model = causal(layer_of(cls, 4, 5, num_key_value_heads=2, **arguments))
     path = tmp_path / "model.tflite"
     signatures = ["prefill", "step"] if case in LOOPS else None
-    report = exporting.to_tflite(model, path, signatures=signatures)
+    batch = 1 if case in LOOPS else None
+    report = exporting.to_tflite(model, path, signatures=signatures, batch_size=batch)
     assert set(report.differences) == {*(signatures or ["serve", "prefill", "step"])}
     assert set(report.signatures) == {*report.differences, "init"}
     assert report.largest_difference < 1e-5
@@ -98,7 +99,7 @@ def test_every_variant_that_looks_both_ways_becomes_a_tflite_file_of_builtins(ca
     cls, arguments = CASES[case]
     x = keras.Input((None, CHANNELS))
     model = keras.Model(x, layer_of(cls, 4, 5, num_key_value_heads=2, **arguments)(x, x))
-    report = exporting.to_tflite(model, tmp_path / "model.tflite")
+    report = exporting.to_tflite(model, tmp_path / "model.tflite", batch_size=None)
     assert set(report.differences) == {"serve"}
     interpreter = Interpreter(str(tmp_path / "model.tflite"))
     names = {op["op_name"] for op in interpreter._get_ops_details()}
@@ -121,9 +122,10 @@ def test_weights_are_stored_once(tmp_path):
 def test_a_bidirectional_model_gets_one_signature_and_the_reason(tmp_path):
     for export, name in ((exporting.to_tflite, "m.tflite"), (exporting.to_saved_model, "m")):
         report = export(bidirectional(), tmp_path / name)
+        batch = report.batch_size
         assert list(report.signatures) == ["serve"]
-        assert report.signatures["serve"]["inputs"] == {"x": [[None, None, CHANNELS], "float32"]}
-        assert report.signatures["serve"]["outputs"] == {"y": [[None, CHANNELS], "float32"]}
+        assert report.signatures["serve"]["inputs"] == {"x": [[batch, None, CHANNELS], "float32"]}
+        assert report.signatures["serve"]["outputs"] == {"y": [[batch, CHANNELS], "float32"]}
         assert "it looks ahead" in report.whole_only
 
 
