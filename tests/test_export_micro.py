@@ -1,0 +1,138 @@
+"""On tflite-micro: what Keras says at every step, in a small arena; or a clear refusal."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from support import BACKEND, assert_close
+from variants import inputs
+
+from keras_cosattn import CausalConv1D, CosFormerAttention, TransformerDecoder
+from keras_cosattn.export import checks, runners, to_tflite
+
+runtime = pytest.importorskip("tflite_micro", reason="needs the extra `micro`").runtime
+
+CHANNELS, STEPS = 6, 60
+ARENA = 96 * 1024
+
+pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
+
+
+def sensor(activation="relu"):
+    """As examples/watch_model.py builds it."""
+    x = y = keras.Input((None, CHANNELS))
+    for size, dilation in ((9, 1), (5, 4)):
+        y = CausalConv1D(32, size, dilation_rate=dilation, activation="relu")(y)
+    attention = CosFormerAttention(2, 16, horizon=16)
+    block = TransformerDecoder(64, attention=attention, activation=activation, normalize_first=True)
+    return keras.Model(x, keras.layers.Dense(7)(keras.layers.LayerNormalization()(block(y))))
+
+
+def convolution(activation=None):
+    x = keras.Input((None, CHANNELS))
+    y = CausalConv1D(8, 3, activation=activation)(x)
+    return keras.Model(x, keras.layers.Dense(3)(y), name="convolution")
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return sensor()
+
+
+@pytest.fixture(scope="module")
+def x():
+    return inputs(np.random.default_rng(0), 1, STEPS, CHANNELS)
+
+
+class Chip:
+    """One stream through a file; tensors have the places that the report lists them in."""
+
+    def __init__(self, report):
+        self.micro = runtime.Interpreter.from_file(report.path, arena_size=report.arena_bytes)
+        (sides,) = report.signatures.values()
+        self._names = list(sides["inputs"]), list(sides["outputs"])
+        self._state = {name: np.zeros(*sides["inputs"][name]) for name in self._names[0][1:]}
+
+    def read(self, x):
+        outputs = []
+        for step in np.split(x, x.shape[1], axis=1):
+            for i, name in enumerate(self._names[0]):
+                self.micro.set_input({"x": step, **self._state}[name], i)
+            self.micro.invoke()
+            found = {name: self.micro.get_output(i) for i, name in enumerate(self._names[1])}
+            self._state = {name: found[name] for name in self._state}
+            outputs.append(found["y"])
+        return np.concatenate(outputs, axis=1)
+
+
+@pytest.mark.parametrize("state", ["tensors", "variables"])
+def test_every_prediction_of_a_stream_is_that_of_keras(state, model, x, tmp_path):
+    report = to_tflite(model, tmp_path / "m.tflite", target="micro", state=state)
+    assert 0 < report.arena_bytes < ARENA
+    assert list(report.signatures) == ["step"]
+    chip, expected = Chip(report), np.asarray(model(x))
+    found = chip.read(x)
+    assert_close(found, expected, 1e-5)
+    np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))
+    if state == "variables":
+        assert np.abs(chip.read(x) - expected).max() > 0.1  # the stream goes on
+        chip.micro.reset()
+        np.testing.assert_array_equal(chip.read(x), found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["weight_int8", "int8"])
+def test_a_quantised_stream_is_near_that_of_keras(quantize, model, x, tmp_path):
+    data = [inputs(np.random.default_rng(i), 1, STEPS, CHANNELS) for i in range(1, 4)]
+    report = to_tflite(
+        model, tmp_path / "m.tflite", target="micro", quantize=quantize, representative_data=data
+    )
+    assert report.size < 60_000
+    assert 0 < report.arena_bytes < ARENA
+    expected = np.asarray(model(x))
+    assert checks.sqnr([({"y": expected}, {"y": Chip(report).read(x)})]) > 20
+
+
+def test_int8_weights_of_channels_of_very_different_size_are_right(tmp_path):
+    """tflite-micro turns int8 weights back with one scale."""
+    model = convolution()
+    kernel = model.layers[-1].kernel
+    kernel.assign(kernel * [0.1, 1.0, 3.0])
+    report = to_tflite(model, tmp_path / "m.tflite", target="micro", quantize="weight_int8")
+    assert report.sqnr["step"] > 30
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        (lambda: convolution("gelu"), {}, r"lacks ops .*\['GELU'\].* relu or silu for GELU"),
+        (convolution, {"batch_size": None}, r"'micro' needs fixed shapes. Give `batch_size`"),
+        (convolution, {"signatures": ["serve"]}, r"Give `batch_size` and `length`.*length=None"),
+        (convolution, {"signatures": ["serve", "step"], "length": 9}, r"one signature a file"),
+        (convolution, {"quantize": "float16"}, r"for the target 'micro'. Received: 'float16'"),
+        (convolution, {"quantize": "dynamic_int8"}, r"'micro'. Received: 'dynamic_int8'"),
+        (
+            convolution,
+            {"quantize": "int8", "state": "variables", "representative_data": [np.ones((1, 9, 6))]},
+            r"Give state='tensors', or quantize='weight_int8'. Received: state='variables'",
+        ),
+    ],
+)
+def test_what_it_does_not_run_is_refused_and_not_kept(build, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        to_tflite(build(), tmp_path / "m.tflite", target="micro", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_ends_its_process_is_an_error_here():
+    with pytest.raises(ValueError, match=r"tflite-micro cannot run the model. It says: "):
+        runners.micro_arena(bytes(1000))
+
+
+def test_without_tflite_micro_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tflite_micro", None)
+    with pytest.raises(ImportError, match=r"pip install 'keras-cosattn\[micro\]'"):
+        to_tflite(convolution(), tmp_path / "m.tflite", target="micro")
+    assert not list(tmp_path.iterdir())
