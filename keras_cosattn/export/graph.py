@@ -97,23 +97,20 @@ class Graph:
 
     def any_as_all(self, operator, graph):
         """Make `not all(not x)` of REDUCE_ANY."""
-        (x, axes), (y,) = operator.inputs, operator.outputs
-        operator.inputs = np.array([self._like(graph, x, "BOOL"), axes], "int32")
-        operator.outputs = np.array([self._like(graph, y, "BOOL")], "int32")
         operator.opcodeIndex = self._code("REDUCE_ALL")
-        self._around(graph, operator, "LOGICAL_NOT", [x], [y])
+        self._convert(operator, graph, [0], "LOGICAL_NOT", "BOOL")
 
-    def through_float(self, operator, graph):
-        """Let an operator on integers compute in float32: CAST, the operator, CAST."""
-        takes, gives = operator.inputs, operator.outputs
-        operator.inputs = np.array([self._like(graph, i, "FLOAT32") for i in takes], "int32")
-        operator.outputs = np.array([self._like(graph, i, "FLOAT32") for i in gives], "int32")
-        self._around(graph, operator, "CAST", takes, gives)
+    def through_float(self, operator, graph, places):
+        """Let an operator on integers or booleans compute in float32: CAST, the operator, CAST.
 
-    def types(self, operator, graph):
-        """The types of its inputs, such as `{"INT32"}`."""
+        Args:
+            operator: one on other types stays as it is.
+            places: of the inputs that it computes with.
+        """
         names = _names(self._schema.TensorType)
-        return {names[graph.tensors[i].type] for i in operator.inputs}
+        types = {names[graph.tensors[operator.inputs[i]].type] for i in places}
+        if types <= {"INT32", "BOOL"}:
+            self._convert(operator, graph, places, "CAST", "FLOAT32")
 
     def _definition(self, signature):
         return next(d for d in self.model.signatureDefs if d.signatureKey.decode() == signature)
@@ -150,15 +147,21 @@ class Graph:
         self.model.operatorCodes.append(new)
         return len(self.model.operatorCodes) - 1
 
-    def _around(self, graph, operator, name, takes, gives):
-        """Put an op of one input before each input of an operator, and behind each output.
+    def _convert(self, operator, graph, places, name, dtype):
+        """Put an op of one input before some inputs of an operator and behind all its outputs.
 
         Args:
-            takes, gives: the tensors at the far ends, as many as the operator's own from the first.
+            places: of the inputs.
+            name, dtype: the op's, and that of the tensors between it and the operator.
         """
         place = next(i for i, other in enumerate(graph.operators) if other is operator)
+        takes, gives = np.array(operator.inputs)[places], np.array(operator.outputs)
+        new = [self._like(graph, i, dtype) for i in (*takes, *gives)]
+        operator.inputs = np.array(operator.inputs, "int32")
+        operator.inputs[places] = new[: len(places)]
+        operator.outputs = np.array(new[len(places) :], "int32")
         graph.operators[place : place + 1] = [
-            *(self._single(name, x, y) for x, y in zip(takes, operator.inputs, strict=False)),
+            *(self._single(name, x, y) for x, y in zip(takes, new, strict=False)),
             operator,
             *(self._single(name, x, y) for x, y in zip(operator.outputs, gives, strict=True)),
         ]

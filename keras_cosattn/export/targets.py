@@ -4,7 +4,11 @@ import contextlib
 import io
 
 from keras_cosattn.export import checks, runners
-from keras_cosattn.export.runtimes import TFLITE_MICRO, TFLITE_RUNTIME_2_14
+from keras_cosattn.export.runtimes import (
+    TFLITE_MICRO,
+    TFLITE_MICRO_IN_FLOAT,
+    TFLITE_RUNTIME_2_14,
+)
 
 
 class LiteRT:
@@ -104,19 +108,19 @@ class Micro(LiteRT):
 
     def rewrite(self, graph):
         """SELECT becomes SELECT_V2, which is the same where all shapes are, TILE of single steps
-        BROADCAST_TO, and REDUCE_ANY not all not; quotients and rests of integers are taken in
-        float32, which is exact to 2^24.
+        BROADCAST_TO, and REDUCE_ANY not all not; integers and booleans are turned to float32,
+        exact to 2^24, where it has no other form of an op.
         """
         for name, _, operator, subgraph in list(graph.operators()):
             shapes = {tuple(subgraph.tensors[i].shape) for i in operator.inputs}
             if name == "SELECT" and len(shapes) == 1:
-                graph.replace_op(operator, "SELECT_V2")
+                graph.replace_op(operator, name := "SELECT_V2")
             elif name == "TILE":
                 graph.spread(operator, subgraph)
             elif name == "REDUCE_ANY":
                 graph.any_as_all(operator, subgraph)
-            elif name in ("FLOOR_DIV", "FLOOR_MOD") and "INT32" in graph.types(operator, subgraph):
-                graph.through_float(operator, subgraph)
+            if name in TFLITE_MICRO_IN_FLOAT:
+                graph.through_float(operator, subgraph, TFLITE_MICRO_IN_FLOAT[name])
 
     def refuse(self, graph):
         super().refuse(graph)
