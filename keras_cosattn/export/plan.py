@@ -1,4 +1,4 @@
-"""The signatures of one export: their functions, their shapes, and inputs to check them with."""
+"""What one export holds: which signatures, of which sizes, and inputs to check them with."""
 
 import hashlib
 import json
@@ -7,15 +7,23 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cosattn import probe
-from keras_cosattn.export import text
+from keras_cosattn.export import samples, text
+from keras_cosattn.export.signatures import (
+    Init,
+    KeptPiece,
+    Piece,
+    Reset,
+    Serve,
+    ServeText,
+    Tokenize,
+)
 from keras_cosattn.streaming import Streaming
 
 SIGNATURES = ("serve", "prefill", "step")
-START = {"tensors": "init", "variables": "reset"}
-"""The signature that begins a stream, for each form of its state."""
+FORMS = {"tensors": (Piece, "init", Init), "variables": (KeptPiece, "reset", Reset)}
+"""Form of the state -> the kind of `prefill` and `step`, and the signature that begins a stream."""
 
-CHECKED_STEPS = 12
+CHECKED_STEPS = samples.FEW
 """Single steps to check, after a prefill if there is one."""
 
 CHECKED_BATCH = 2
@@ -27,8 +35,8 @@ class Plan:
 
     Args:
         model: a built model on the TensorFlow backend.
-        signatures: some of `SIGNATURES`; None is all that the model can do. `START` comes by
-            itself with a stream, unless `alone`.
+        signatures: some of `SIGNATURES`; None is all that the model can do. The one that begins a
+            stream comes with it by itself, unless `alone`.
         sample: an input for the checks; None draws one. It is repeated in time where a check
             needs more steps.
         batch_size: of every call; None is any.
@@ -39,37 +47,47 @@ class Plan:
         tokenizer: as `to_saved_model`; adds the signatures of `text`.
 
     Attributes: the above, `stream` (None if there is none), `whole_only` (why), `functions`, a dict
-    signature -> function of named inputs, and `weights`, the model's id.
+    name -> signature, `variables` with the state in that form, and `weights`, the model's id.
     """
 
     def __init__(
         self, model, signatures=None, sample=None, *, batch_size=None, length=None,
         prefill_chunk=None, state_form="tensors", alone=False, tokenizer=None,
     ):  # fmt: skip
-        if keras.backend.backend() != "tensorflow":
-            raise RuntimeError(
-                "Exports need Keras on TensorFlow. Received: backend "
-                f"'{keras.backend.backend()}'. Save the model as .keras, then load and export it "
-                "in a process with KERAS_BACKEND=tensorflow."
-            )
-        if signatures is not None and (not signatures or set(signatures) - set(SIGNATURES)):
-            raise ValueError(
-                f"`signatures` must be some of {SIGNATURES}, or None. Received: {signatures!r}"
-            )
-        if state_form not in START:
-            raise ValueError(f"`state` must be one of {sorted(START)}. Received: {state_form!r}")
-        for name, number in (("batch_size", batch_size), ("length", length),
-                             ("prefill_chunk", prefill_chunk)):  # fmt: skip
-            if number is not None and (not isinstance(number, int) or number < 1):
-                raise ValueError(f"`{name}` must be at least 1, or None. Received: {number!r}")
+        _check(signatures, state_form, batch_size=batch_size, length=length,
+               prefill_chunk=prefill_chunk)  # fmt: skip
         self.model, self.batch_size, self.length = model, batch_size, length
-        self.state_form = state_form
-        self.sample = _longest_sample(model, (prefill_chunk or 58) + CHECKED_STEPS, sample)
+        self.state_form, self.variables = state_form, {}
+        self.sample = samples.longest(model, (prefill_chunk or 58) + CHECKED_STEPS, sample)
+        self.any_size = samples.sizes(model, self.sample)
+        self._check_length()
+        self.outputs = self.named_outputs(model(self.sample, training=False))
+        wanted = self._choose(signatures, alone)
+        limit = self.stream.max_steps if self.stream else None
+        self.prefill_chunk = prefill_chunk and min(prefill_chunk, limit or prefill_chunk)
+        piece, start, begin = FORMS[state_form]
+        makers = {
+            "serve": lambda: Serve(self),
+            "prefill": lambda: piece(self, self.prefill_chunk),
+            "step": lambda: piece(self, 1),
+        }
+        self.functions = {name: make() for name, make in makers.items() if name in wanted}
+        if self.stream is not None and not alone:
+            self.functions[start] = begin(self)
+        self.text = None
+        if tokenizer is not None:
+            self.text = text.Text(tokenizer, self.any_size)
+            self.text.check_range(self.call, self.whole()[0])
+            self.functions |= {"tokenize": Tokenize(self), "serve_text": ServeText(self)}
+        self.weights = _weights_id(model, self.stream)
+
+    def _choose(self, signatures, alone):
+        """Which of `SIGNATURES` to make; opens the stream for those that need one."""
         self.stream, self.whole_only = None, None
         wanted = signatures or SIGNATURES
         if set(wanted) - {"serve"}:
             try:
-                self.stream = Streaming(model, self.sample)
+                self.stream = Streaming(self.model, self.sample)
             except ValueError as error:
                 if signatures is not None:
                     raise
@@ -78,27 +96,17 @@ class Plan:
             wanted = ("serve",) if self.stream is None else ("step",)
         if alone and len(wanted) > 1:
             raise ValueError(f"The target knows one signature a file. Received: {signatures!r}")
-        if state_form == "variables" and self.stream is not None and batch_size is None:
+        if self.state_form == "variables" and self.stream is not None and self.batch_size is None:
             raise ValueError("State in variables has one size: give `batch_size`. Received: None")
-        limit = self.stream.max_steps if self.stream else None
-        self.prefill_chunk = prefill_chunk and min(prefill_chunk, limit or prefill_chunk)
-        self.any_size = _input_sizes(model, self.sample)
-        own = {shape[1] for shape, _ in self.any_size.values()} - {None, length}
-        if length is not None and own:
+        return wanted
+
+    def _check_length(self):
+        own = {shape[1] for shape, _ in self.any_size.values()} - {None, self.length}
+        if self.length is not None and own:
             raise ValueError(
-                f"'{model.name}' takes inputs of {own.pop()} steps, not `length`={length}. Build "
-                "it with Input((None, ...)), or leave `length` out."
+                f"'{self.model.name}' takes inputs of {own.pop()} steps, not "
+                f"`length`={self.length}. Build it with Input((None, ...)), or leave `length` out."
             )
-        names = [name for name in SIGNATURES if name in wanted]
-        if self.stream is not None and not alone:
-            names.append(START[state_form])
-        self.text = None
-        if tokenizer is not None:
-            self.text = text.Text(tokenizer, self.any_size)
-            self.text.check_range(lambda inputs: model(self.nest(inputs)), self.whole()[0])
-            names += text.SIGNATURES
-        self.functions = {name: self._function(name) for name in names}
-        self.weights = _weights_id(model, self.stream)
 
     @property
     def state_spec(self):
@@ -116,13 +124,11 @@ class Plan:
 
         archive = keras.export.ExportArchive()
         archive.track(self.model)
-        self._variables = {}
         if self.state_form == "variables":
-            self._variables = {
+            self.variables = {
                 name: tf.Variable(x, name=name) for name, x in self.zero_state().items()
             }
-            archive.track(tf.Module())
-            archive._tf_trackable.stream_state = self._variables
+            archive._tf_trackable.stream_state = self.variables
         if self.text is not None:
             archive._tf_trackable.tokenizer = self.text.tokenizer  # which may hold tables
         for name, function in self.functions.items():
@@ -149,25 +155,50 @@ class Plan:
 
     def specs(self, name):
         """Input name -> (shape, dtype) of a signature."""
-        if name == "reset" or (name == "init" and self.batch_size is not None):
-            return {}
-        if name == "init":
-            return {"batch_size": ((), "int32")}
-        if name in text.SIGNATURES:
-            return self.text.spec
-        length = {"serve": self.length, "prefill": self.prefill_chunk, "step": 1}[name]
+        return self.functions[name].takes()
+
+    def describe(self):
+        """Signature -> `{"inputs": {name: [shape, dtype]}, "outputs": ...}`."""
+
+        def listed(sizes):
+            return {key: [list(shape), dtype] for key, (shape, dtype) in sizes.items()}
+
+        return {
+            name: {"inputs": listed(function.takes()), "outputs": listed(function.gives())}
+            for name, function in self.functions.items()
+        }
+
+    def input_sizes(self, length):
+        """Sizes of the model's inputs in calls of `length` steps; None is any."""
+        batch, sizes = self.batch_size, {}
+        for key, ((own_batch, own_length, *rest), dtype) in self.any_size.items():
+            sizes[key] = (own_batch or batch, own_length or length, *rest), dtype
+        return sizes
+
+    def output_sizes(self, inputs):
+        """Sizes of the model's outputs for inputs of such sizes."""
+        (batch, length, *_), _ = next(iter(inputs.values()))
+        steps = keras.tree.flatten(self.sample)[0].shape[1]
         sizes = {}
-        for key, (shape, dtype) in self.any_size.items():
-            fixed = self.batch_size, length
-            shape = (
-                *(m if n is None else n for n, m in zip(shape, fixed, strict=False)),
-                *shape[2:],
-            )
-            sizes[key] = shape, dtype
-        if name == "serve" or self.state_form == "variables":
-            return sizes
+        for key, y in self.outputs.items():
+            in_time = y.ndim > 1 and y.shape[1] == steps
+            rest = (length, *y.shape[2:]) if in_time else y.shape[1:]
+            sizes[key] = (batch, *rest), str(y.dtype)
+        return sizes
+
+    def state_sizes(self):
+        """Sizes of the state's tensors."""
         state = self.state_spec.items()
-        return sizes | {k: ((self.batch_size, *shape), dtype) for k, (shape, dtype) in state}
+        return {key: ((self.batch_size, *shape), dtype) for key, (shape, dtype) in state}
+
+    def call(self, inputs):
+        """The model on named inputs: named outputs."""
+        return self._named(self.model(self.nest(inputs), training=False))
+
+    def go_on(self, inputs, state):
+        """The stream on named inputs: named outputs, and the new state."""
+        outputs, state = self.stream(self.nest(inputs), state)
+        return self._named(outputs), state
 
     def zero_state(self):
         """The state before the first step, for the checks and the variables."""
@@ -203,12 +234,6 @@ class Plan:
         outputs = self.model(self.nest(inputs), training=False)
         return pieces, inputs, self.named_outputs(outputs)
 
-    def describe(self):
-        """Signature -> `{"inputs": {name: [shape, dtype]}, "outputs": ...}`."""
-        outputs = self.named_outputs(self.model(self.sample, training=False))
-        inputs = self.named_inputs(self.sample)
-        return {name: self._describe(name, inputs, outputs) for name in self.functions}
-
     def checked_shapes(self, name):
         """Input name -> shape with which a signature was checked."""
         steps = max(x.shape[1] for x in keras.tree.flatten(self.sample))
@@ -232,7 +257,9 @@ class Plan:
         """Inputs `(b, t, ...)` by name, in batches that the signatures take, and of `steps`."""
         batch = self.batch_size or CHECKED_BATCH
         return self.named_inputs(
-            keras.tree.map_structure(lambda x: _with_size(x, batch, steps or x.shape[1]), nest)
+            keras.tree.map_structure(
+                lambda x: samples.with_size(x, batch, steps or x.shape[1]), nest
+            )
         )
 
     def named_inputs(self, nest):
@@ -248,66 +275,6 @@ class Plan:
         """Named inputs as the model takes them."""
         return keras.tree.pack_sequence_as(self.sample, [inputs[name] for name in self.any_size])
 
-    def _function(self, name):
-        import tensorflow as tf
-
-        if name == "serve":
-            return lambda inputs: self._named(self.model(self.nest(inputs), training=False))
-        if name == "tokenize":
-            return lambda inputs: self.text.ids(inputs["text"])
-        if name == "serve_text":
-            serve = self._function("serve")
-            return lambda inputs: serve(self.text.ids(inputs["text"]))
-        if name == "init" and self.batch_size is None:
-            return lambda inputs: {
-                key: tf.zeros(tf.stack([inputs["batch_size"], *shape]), dtype)
-                for key, (shape, dtype) in self.state_spec.items()
-            }
-        if name == "init":
-            return lambda: {key: tf.constant(x) for key, x in self.zero_state().items()}
-        if name == "reset":
-            return self._reset
-
-        def go_on(inputs):
-            held = self._variables or inputs
-            state = {key: tf.convert_to_tensor(held[key]) for key in self.state_spec}
-            outputs, state = self.stream(self.nest(inputs), state)
-            if not self._variables:
-                return {**self._named(outputs), **state}
-            for key, value in state.items():
-                self._variables[key].assign(value)
-            return self._named(outputs)
-
-        return go_on
-
-    def _reset(self):
-        import tensorflow as tf
-
-        for variable in self._variables.values():
-            variable.assign(tf.zeros_like(variable))
-        return {"steps": tf.zeros((), "int32")}
-
-    def _describe(self, name, inputs, outputs):
-        takes = {key: [list(shape), dtype] for key, (shape, dtype) in self.specs(name).items()}
-        if name == "reset":
-            return {"inputs": takes, "outputs": {"steps": [[], "int32"]}}
-        if name == "tokenize":
-            return {"inputs": takes, "outputs": self._describe("serve", inputs, {})["inputs"]}
-        gives = {}
-        if name != "init":
-            first = next(iter(self.any_size))
-            batch, length = self.specs("serve" if name == "serve_text" else name)[first][0][:2]
-            for key, y in outputs.items():
-                in_time = y.ndim > 1 and y.shape[1] == inputs[first].shape[1]
-                shape = [batch, length, *y.shape[2:]] if in_time else [batch, *y.shape[1:]]
-                gives[key] = [shape, str(y.dtype)]
-        if self.state_form == "tensors" and name in ("init", *self.streamed):
-            gives |= {
-                key: [[self.batch_size, *shape], dtype]
-                for key, (shape, dtype) in self.state_spec.items()
-            }
-        return {"inputs": takes, "outputs": gives}
-
     def _named(self, outputs):
         flat = keras.tree.flatten(outputs)
         if len(flat) == 1:
@@ -316,41 +283,23 @@ class Plan:
         return dict(zip(names, flat, strict=True))
 
 
-def _longest_sample(model, steps, sample):
-    """`sample`, or random inputs of as many steps as the model takes, up to `steps`, in NumPy."""
-    if sample is not None:
-        return keras.tree.map_structure(ops.convert_to_numpy, sample)
-    for length in (steps, CHECKED_STEPS, 2):
-        sample = probe.random_inputs(model, length)
-        try:
-            model(sample, training=False)
-        except ValueError as error:
-            refusal = error
-        else:
-            return keras.tree.map_structure(ops.convert_to_numpy, sample)
-    raise ValueError(
-        f"'{model.name}' takes no random input of {steps}, {CHECKED_STEPS} or 2 steps, so an "
-        f"export of it could not be checked. Give `sample`. {refusal}"
-    )
-
-
-def _with_size(x, batch, steps):
-    """`x (b, t, ...)` repeated, or cut, to `(batch, steps, ...)`."""
-    return x[np.arange(batch) % x.shape[0]][:, np.arange(steps) % x.shape[1]]
-
-
-def _input_sizes(model, sample):
-    """Input name -> (shape with None where any size will do, dtype)."""
-    flat = keras.tree.flatten(sample)
-    specs = (
-        keras.tree.flatten(model.input) if getattr(model, "inputs", None) else [None] * len(flat)
-    )
-    sizes = {}
-    for i, (x, spec) in enumerate(zip(flat, specs, strict=True)):
-        name = "x" if len(flat) == 1 else spec.name if spec is not None else f"x_{i}"
-        shape = (None, None, *x.shape[2:]) if spec is None else tuple(spec.shape)
-        sizes[name] = shape, keras.backend.standardize_dtype(x.dtype)
-    return sizes
+def _check(signatures, state_form, **sizes):
+    """Raises RuntimeError or ValueError for arguments that no model could be exported with."""
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "Exports need Keras on TensorFlow. Received: backend "
+            f"'{keras.backend.backend()}'. Save the model as .keras, then load and export it "
+            "in a process with KERAS_BACKEND=tensorflow."
+        )
+    if signatures is not None and (not signatures or set(signatures) - set(SIGNATURES)):
+        raise ValueError(
+            f"`signatures` must be some of {SIGNATURES}, or None. Received: {signatures!r}"
+        )
+    if state_form not in FORMS:
+        raise ValueError(f"`state` must be one of {sorted(FORMS)}. Received: {state_form!r}")
+    for name, number in sizes.items():
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise ValueError(f"`{name}` must be at least 1, or None. Received: {number!r}")
 
 
 def _weights_id(model, stream):

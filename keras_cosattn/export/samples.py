@@ -1,0 +1,47 @@
+"""Inputs to check an export with: as many steps as the model takes, or repeated."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_cosattn import probe
+
+FEW = 12
+"""Steps that a model should take at least."""
+
+
+def longest(model, steps, sample):
+    """`sample`, or random inputs of as many steps as the model takes, up to `steps`, in NumPy."""
+    if sample is not None:
+        return keras.tree.map_structure(ops.convert_to_numpy, sample)
+    for length in (steps, FEW, 2):
+        sample = probe.random_inputs(model, length)
+        try:
+            model(sample, training=False)
+        except ValueError as error:
+            refusal = error
+        else:
+            return keras.tree.map_structure(ops.convert_to_numpy, sample)
+    raise ValueError(
+        f"'{model.name}' takes no random input of {steps}, {FEW} or 2 steps, so an "
+        f"export of it could not be checked. Give `sample`. {refusal}"
+    )
+
+
+def with_size(x, batch, steps):
+    """`x (b, t, ...)` repeated, or cut, to `(batch, steps, ...)`."""
+    return x[np.arange(batch) % x.shape[0]][:, np.arange(steps) % x.shape[1]]
+
+
+def sizes(model, sample):
+    """Input name -> (shape with None where any size will do, dtype)."""
+    flat = keras.tree.flatten(sample)
+    specs = (
+        keras.tree.flatten(model.input) if getattr(model, "inputs", None) else [None] * len(flat)
+    )
+    found = {}
+    for i, (x, spec) in enumerate(zip(flat, specs, strict=True)):
+        name = "x" if len(flat) == 1 else spec.name if spec is not None else f"x_{i}"
+        shape = (None, None, *x.shape[2:]) if spec is None else tuple(spec.shape)
+        found[name] = shape, keras.backend.standardize_dtype(x.dtype)
+    return found
