@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_cosattn.attention.base import Attention, positive
-from keras_cosattn.ops import masks
+from keras_cosattn.ops import arrays, masks
 from keras_cosattn.ops.nystrom import convolve_steps, nystrom_attention
 
 
@@ -102,7 +102,7 @@ class NystromAttention(Attention):
         )
         if self.conv_kernel_size is not None:
             around = convolve_steps(v, ops.convert_to_tensor(self.conv_kernel), how.key)
-            mixed = mixed + ops.repeat(around, self.num_heads // self.num_key_value_heads, axis=2)
+            mixed = mixed + arrays.each_head(around, self.num_heads // self.num_key_value_heads)
         return self.dropout_layer(mixed, training=training)
 
     def get_config(self):

@@ -99,12 +99,15 @@ def group_size(q, k):
 
 
 def fold_groups(q, group):
-    """`(b, t, h * group, d) -> (b, t * group, h, d)`: grouped heads become more rows."""
+    """`(b, t, h * group, d) -> (b, t * group, h, d)`: grouped heads become more rows.
+
+    Here and below without a fifth axis, which GPU delegates do not take.
+    """
     if group == 1:
         return q
     b, t = ops.shape(q)[:2]
     h, d = q.shape[2] // group, q.shape[3]
-    q = ops.transpose(ops.reshape(q, (b, t, h, group, d)), (0, 1, 3, 2, 4))
+    q = ops.transpose(ops.reshape(q, (-1, h, group, d)), (0, 2, 1, 3))
     return ops.reshape(q, (b, t * group, h, d))
 
 
@@ -113,11 +116,19 @@ def each_row(x, group, axis=1):
     return x if group == 1 else ops.repeat(x, group, axis=axis)
 
 
+def each_head(x, group):
+    """`(b, t, h, d) -> (b, t, h * group, d)`: every head `group` times."""
+    if group == 1:
+        return x
+    b, t, h, d = ops.shape(x)
+    return ops.reshape(ops.concatenate([x] * group, axis=-1), (b, t, h * group, d))
+
+
 def unfold_groups(x, group):
     """The inverse of `fold_groups`."""
     if group == 1:
         return x
     b, rows = ops.shape(x)[:2]
     h, d = x.shape[2:]
-    x = ops.transpose(ops.reshape(x, (b, rows // group, group, h, d)), (0, 1, 3, 2, 4))
+    x = ops.transpose(ops.reshape(x, (-1, group, h, d)), (0, 2, 1, 3))
     return ops.reshape(x, (b, rows // group, h * group, d))
