@@ -26,10 +26,12 @@ class Stream:
     Args:
         state: the dict to go on from; None starts afresh.
         mask: bool `(b, t)`: False where an example has no input at this step.
+        means: keep sums without end as means over the steps, which divide out of the outputs and
+            stay in the range of float16.
     """
 
-    def __init__(self, state=None, mask=None):
-        self.state, self.mask = state, mask
+    def __init__(self, state=None, mask=None, means=False):
+        self.state, self.mask, self.means = state, mask, means
         self.next_state = {}
         self.limits = {}
         self._calls = {}

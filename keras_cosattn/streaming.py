@@ -41,6 +41,12 @@ class Streaming:
         sample: an input for that test, best of 2 examples and 12 steps; needed for a subclassed
             model, for one that takes fewer steps, and where random numbers would not do (integer
             inputs are otherwise tested with zeros and ones).
+        means: keep sums without end (LinearAttention, PerformerAttention, the memory of
+            CompressiveMemoryAttention) as means over the steps so far. The outputs are the same,
+            and the state stays in the range of float16, for devices that compute in it. There a
+            step changes a mean of n steps by about 1 / n of it, which float16 rounds away after
+            some 2^11 steps: for streams without end `CosFormerAttention(horizon=M)`, whose sums
+            run over at most M steps, keeps seeing the last ones.
 
     Attributes:
         state_spec: dict name -> (shape without the batch axis, dtype).
@@ -51,10 +57,10 @@ class Streaming:
         ValueError: if the model cannot stream, with the name of the layer that is the reason.
     """
 
-    def __init__(self, model, sample=None):
+    def __init__(self, model, sample=None, means=False):
         if not model.built:
             raise ValueError("The model is not built. Call it once on an input, then stream it.")
-        self.model = model
+        self.model, self.means = model, means
         for spec in getattr(model, "inputs", None) or ():
             if len(spec.shape) < 2 or spec.shape[1] is not None:
                 raise ValueError(
@@ -141,7 +147,7 @@ class Streaming:
         return {name: ops.convert_to_tensor(x) for name, x in state.items()}
 
     def _step(self, inputs, state, mask=None):
-        with scope.opened(scope.Stream(state, mask)) as stream:
+        with scope.opened(scope.Stream(state, mask, self.means)) as stream:
             outputs = self.model(inputs, training=False)
         return outputs, stream.next_state
 
@@ -151,7 +157,7 @@ class Streaming:
         filtering = keras.config.is_traceback_filtering_enabled()
         keras.config.disable_traceback_filtering()  # it wraps the layer's message in its arguments
         try:
-            with scope.opened(scope.Stream()) as stream:
+            with scope.opened(scope.Stream(means=self.means)) as stream:
                 self.model(first, training=False)
         except ValueError as error:
             raise ValueError(f"'{self.model.name}' cannot stream: {error}") from error

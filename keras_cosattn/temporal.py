@@ -120,8 +120,9 @@ class RunningMean(keras.layers.Layer):
         total = ops.cumsum(x, axis=1)
         if stream is None:
             return ops.cast(total / steps, inputs.dtype)
-        before = ops.cast(ops.expand_dims(ops.expand_dims(start, -1), -1), x.dtype)
-        mean = ops.expand_dims(state["mean"], 1) * (before / steps) + total / steps
+        new = ops.expand_dims(ops.cast(count - ops.expand_dims(start, -1), x.dtype), -1)
+        # Not `start / steps`: in float16 both are infinite after 65,504 steps.
+        mean = ops.expand_dims(state["mean"], 1) * (1.0 - new / steps) + total / steps
         stream.write(slot, {"mean": mean[:, -1], "position": count[:, -1]})
         return ops.cast(mean, inputs.dtype)
 

@@ -82,11 +82,11 @@ class CompressiveMemoryAttention(Attention):
         if mask is not None:
             order, restore = masks.real_first(mask)
             q, k, v, mask = (masks.take_steps(x, order) for x in (q, k, v, mask))
-        mixed, state = self._both(q, k, v, training, mask=mask, state=state)
+        mixed, state = self._both(q, k, v, training, means=stream.means, mask=mask, state=state)
         stream.write(slot, state)
         return mixed if restore is None else masks.take_steps(mixed, restore)
 
-    def _both(self, q, k, v, training, **options):
+    def _both(self, q, k, v, training, means=False, **options):
         """The segment and the memory, mixed by the gate; and the new state."""
         local, state = window_attention(
             q,
@@ -99,7 +99,7 @@ class CompressiveMemoryAttention(Attention):
             **options,
         )
         memory, sums = compressive_memory(
-            q, k, v, size=self.segment_length, delta_rule=self.delta_rule, **options
+            q, k, v, size=self.segment_length, delta_rule=self.delta_rule, means=means, **options
         )
         gate = ops.expand_dims(ops.sigmoid(ops.cast(self.gate, memory.dtype)), -1)
         mixed = gate * memory + (1.0 - gate) * local

@@ -38,6 +38,8 @@ class CosFormerAttention(SumsAttention):
         chunk_size: steps per chunk of the causal form.
     """
 
+    bounded = True
+
     def __init__(
         self,
         num_heads,

@@ -10,10 +10,12 @@ class SumsAttention(Attention):
     """Base of the linear layers. Dropout acts on the mixed values: there are no weights to drop.
 
     A variant fills in `_sums`, `_weights` and `_state_spec`, and sets `limit` where its streams
-    have an end.
+    have an end. `bounded` says that its sums run over a bounded number of steps: the state of all
+    others has a "count" of the steps in a stream of means.
     """
 
     limit = None
+    bounded = False
 
     def _sums(self, q, k, v, how, state):
         """`(b, t, h, e)` and the new state; `state` is None for a whole sequence."""
@@ -57,7 +59,10 @@ class SumsAttention(Attention):
         return self.dropout_layer(mixed, training=training), weights
 
     def _attend_in_stream(self, q, k, v, mask, stream, training):
-        slot, state = stream.read(self, ops.shape(q)[0], limit=self.limit, **self._state_spec())
+        spec = self._state_spec()
+        if stream.means and not self.bounded:
+            spec["count"] = (), "int32"
+        slot, state = stream.read(self, ops.shape(q)[0], limit=self.limit, **spec)
         mixed, state = self._sums(q, k, v, Masks(query=mask, key=mask, causal=True), state)
         stream.write(slot, state)
         return self.dropout_layer(mixed, training=training)

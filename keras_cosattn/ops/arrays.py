@@ -45,6 +45,18 @@ def divide(sums):
     return sums[..., :-1] / size * (total / size)
 
 
+def shares_of_mean(before, new):
+    """What a mean of `before (b,)` terms keeps when there are `new` more, and each one's share.
+
+    `new mean = keep * mean + share * sum of new`, `(b, 1, 1, 1)` both. Counts that a device takes
+    for infinite in float16 leave the mean as it is.
+    """
+    after = ops.cast(ops.maximum(before + new, 1), "float32")
+    share = ops.reshape(1.0 / after, (-1, 1, 1, 1))
+    keep = ops.reshape(1.0 - ops.cast(new, "float32") / after, (-1, 1, 1, 1))
+    return keep, share
+
+
 def zeros_in_time(x, length):
     """Zeros like `x (b, t, ...)` with `length` steps, which may be a tensor."""
     return ops.zeros((ops.shape(x)[0], length, *x.shape[2:]), x.dtype)

@@ -18,7 +18,9 @@ from keras_cosattn.ops.features import elu_plus_one
 from keras_cosattn.ops.recurrence import states_before
 
 
-def compressive_memory(q, k, v, *, size, mask=None, segments=None, state=None, delta_rule=False):
+def compressive_memory(
+    q, k, v, *, size, mask=None, segments=None, state=None, delta_rule=False, means=False
+):
     """What a memory of all segments of C steps that were finished before it gives to each step.
 
     `out_t = sigma(q_t) M / sigma(q_t) z`, sigma = elu + 1; zero before the first is finished. A
@@ -36,6 +38,7 @@ def compressive_memory(q, k, v, *, size, mask=None, segments=None, state=None, d
             and what the unfinished segment will write; beside the state of `window_attention` with
             this size and no look back.
         delta_rule: write what the memory does not give yet.
+        means: the "sums" of the state are means over the segments so far.
 
     Returns `(b, t, h, e)` and the new "sums" and "pending", None without a state.
     O(t d e) time, packed another O((t / C)^1.5 d e), and O(t d e / C) memory per head.
@@ -48,9 +51,9 @@ def compressive_memory(q, k, v, *, size, mask=None, segments=None, state=None, d
     if state is None and segments is None:
         out, after = _of_aligned(q, k, v, size, group, t, delta_rule), None
     elif state is not None and k.shape[1] == 1:
-        out, after = _of_one_step(q, k, v, size, mask, state, delta_rule)
+        out, after = _of_one_step(q, k, v, size, mask, state, delta_rule, means)
     else:
-        out, after = _of_any(q, k, v, size, group, mask, segments, state, delta_rule)
+        out, after = _of_any(q, k, v, size, group, mask, segments, state, delta_rule, means)
     return arrays.unfold_groups(arrays.divide(out), group), after
 
 
@@ -76,7 +79,7 @@ def _of_aligned(q, k, v, size, group, t, delta_rule):
     return _steps(_read(_chunks(q, size * group), found), b, t * group)
 
 
-def _of_one_step(q, k, v, size, mask, state, delta_rule):
+def _of_one_step(q, k, v, size, mask, state, delta_rule, means):
     sums = state["sums"]
     pending = state["pending"] + _write(k, v, sums, delta_rule)
     ends = state["position"] % size == size - 1
@@ -84,16 +87,21 @@ def _of_one_step(q, k, v, size, mask, state, delta_rule):
         ends = ops.logical_and(ends, mask[:, 0])
     ends = ops.reshape(ends, (-1, 1, 1, 1))
     out = _read(q, sums)
-    sums = sums + ops.where(ends, pending, 0.0)
+    if means:
+        keep, share = arrays.shares_of_mean(state["position"] // size, 1)
+        sums = ops.where(ends, sums * keep + pending * share, sums)
+    else:
+        sums = sums + ops.where(ends, pending, 0.0)
     return out, {"sums": sums, "pending": ops.where(ends, 0.0, pending)}
 
 
-def _of_any(q, k, v, size, group, mask, segments, state, delta_rule):
+def _of_any(q, k, v, size, group, mask, segments, state, delta_rule, means):
     """Segments end anywhere; the steps before the first tell what its segment began with."""
     b, t = ops.shape(k)[:2]
     position = masks.positions(t, None, segments, None if state is None else state["position"])
     ends = ops.broadcast_to(position % size == size - 1, (b, t))
     end, flags, came, in_front, behind = _where_segments_end(ends, mask, segments, size)
+    real = t if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1)
     length = 0
     if state is None:
         sums = ops.zeros((b, k.shape[2], k.shape[3], v.shape[3]), k.dtype)
@@ -106,7 +114,13 @@ def _of_any(q, k, v, size, group, mask, segments, state, delta_rule):
     index = ops.arange(size, dtype="int32")
     steps = ops.expand_dims(end, 2) + index + (length + 1 - size)
     steps = ops.reshape(ops.maximum(steps, 0), (b, -1))
-    written_k, written_v = (_chunks(masks.take_steps(x, steps), size) for x in (k, v))
+    written_k, written_v = (masks.take_steps(x, steps) for x in (k, v))
+    if means:
+        finished = state["position"] // size
+        new = (state["position"] + real) // size - finished
+        keep, share = arrays.shares_of_mean(finished, new)
+        sums, written_k = sums * keep, written_k * share
+    written_k, written_v = _chunks(written_k, size), _chunks(written_v, size)
     found, after = _memories(written_k, written_v, flags, sums, came, delta_rule)
     own = found * _flag(flags, 1)
     with_it = own + _write(written_k, written_v, own, delta_rule)
@@ -116,7 +130,6 @@ def _of_any(q, k, v, size, group, mask, segments, state, delta_rule):
     if state is None:
         return out, None
 
-    real = t if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1)
     unfinished = ops.expand_dims((state["position"] + real) % size, 1)
     unfinished = ops.arange(-length, 0, dtype="int32") >= -unfinished
     k, v = (masks.last_real(x, mask, length) for x in (k, v))

@@ -32,13 +32,14 @@ def linear_attention(
         causal: let query t see keys s <= t, both counted from the start.
         mask: `(b, s)`, True where a key takes part.
         segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only.
-        state: what an earlier call returned; it belongs to the first segment.
+        state: what an earlier call returned; it belongs to the first segment. With a "count" `(b,)`
+            of the steps so far its sums are means over these, without segments.
         chunk_size: steps per chunk of the causal form.
 
     Returns:
         `(b, t, h, e)` and the state, `{"sums": (b, hk, f, e + 1)}`, or with `turned`
         `{"sums": (b, hk, f, e), "totals": (b, hk, f, 1)}`: float32, or float64 for float64
-        features.
+        features; and "count" if there was one.
 
     O((t + s) f e) time, with segments another O((t / chunk_size)^1.5 f e); O(f e) state.
     Katharopoulos et al., 2020, eq. 5-6 and 9-12.
@@ -46,11 +47,17 @@ def linear_attention(
     group = arrays.group_size(q, k)
     segments = masks.segment_numbers(segment_ids)
     v = arrays.zero_masked(arrays.accumulate(v), mask)
+    means = state is not None and "count" in state
+    if means:
+        new = ops.shape(k)[1] if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1)
+        keep, share = arrays.shares_of_mean(state["count"], new)
 
     def sums(q, k, v, name):
         k = arrays.zero_masked(arrays.accumulate(k), mask)
         q = arrays.fold_groups(arrays.accumulate(q), group)
         past = zero_sums(k, v) if state is None else {"sums": state[name]}
+        if means:
+            k, past = k * share, {"sums": past["sums"] * keep}
         options = {"group": group, "chunk_size": chunk_size}
         if causal:
             k, v = (arrays.fit_length(x, ops.shape(q)[1] // group) for x in (k, v))
@@ -62,13 +69,14 @@ def linear_attention(
             out = ops.einsum("bthf,bhfe->bthe", q, past["sums"])
         return out, past["sums"]
 
+    after = {"count": state["count"] + new} if means else {}
     if turned is None:
-        out, new = sums(q, k, arrays.append_ones(v), "sums")
-        return arrays.unfold_groups(arrays.divide(out), group), {"sums": new}
-    above, new = sums(*turned, v, "sums")
-    below, totals = sums(q, k, ops.ones_like(v[..., :1]), "totals")
+        out, after["sums"] = sums(q, k, arrays.append_ones(v), "sums")
+        return arrays.unfold_groups(arrays.divide(out), group), after
+    above, after["sums"] = sums(*turned, v, "sums")
+    below, after["totals"] = sums(q, k, ops.ones_like(v[..., :1]), "totals")
     out = arrays.divide(ops.concatenate([above, below], axis=-1))
-    return arrays.unfold_groups(out, group), {"sums": new, "totals": totals}
+    return arrays.unfold_groups(out, group), after
 
 
 def linear_weights(
