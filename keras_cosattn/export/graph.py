@@ -142,6 +142,9 @@ class Graph:
 
     def _code(self, name, version=1):
         code = getattr(self._schema.BuiltinOperator, name)
+        for i, old in enumerate(self.model.operatorCodes):
+            if (max(old.builtinCode, old.deprecatedBuiltinCode), old.version) == (code, version):
+                return i
         new = self._schema.OperatorCodeT()
         new.builtinCode, new.deprecatedBuiltinCode, new.version = code, min(code, 127), version
         self.model.operatorCodes.append(new)
@@ -190,6 +193,53 @@ class Graph:
         operator.inputs = np.array([source], "int32")
         operator.outputs = np.array([destination], "int32")
         return operator
+
+    def new_operator(self, name, inputs, outputs, like=None):
+        """A builtin operator, to be put into a graph, with the options of `like` or without."""
+        operator = self._schema.OperatorT()
+        if like is not None:
+            operator.builtinOptions = like.builtinOptions
+            operator.builtinOptionsType = like.builtinOptionsType
+        operator.opcodeIndex = self._code(name)
+        operator.inputs, operator.outputs = np.array(inputs, "int32"), np.array(outputs, "int32")
+        return operator
+
+    def reshape(self, graph, source, destination):
+        """A RESHAPE from one tensor to another."""
+        shape = self.integers(graph, graph.tensors[destination].shape)
+        return self.new_operator("RESHAPE", [source, shape], [destination])
+
+    def new_tensor(self, graph, like, shape=None, dtype=None):
+        """A new tensor of the shape and type of another, but for those given: its number."""
+        dtype = dtype or _names(self._schema.TensorType)[like.type]
+        return self._tensor(graph, like.shape if shape is None else list(shape), dtype)
+
+    def integers(self, graph, values):
+        """A new tensor that holds a list of int32: its number."""
+        return self._constant(graph, np.array(values, "int32"))
+
+    def floats(self, graph, values):
+        """A new tensor that holds an array of float32: its number."""
+        made = self._constant(graph, values.astype("float32"))
+        graph.tensors[made].type = self._schema.TensorType.FLOAT32
+        return made
+
+    def type(self, graph, index):
+        """The type of a tensor, such as `"INT32"`."""
+        return _names(self._schema.TensorType)[graph.tensors[index].type]
+
+    def values(self, graph, index):
+        """The array that a constant of float32, int32 or bool holds; None for other tensors."""
+        tensor, kind = graph.tensors[index], self.type(graph, index).lower()
+        if index < 0 or kind not in ("float32", "int32", "bool") or not self.is_constant(tensor):
+            return None
+        data = bytes(self.model.buffers[tensor.buffer].data)
+        return np.frombuffer(data, kind).reshape(() if tensor.shape is None else tensor.shape)
+
+    def is_constant(self, tensor):
+        """Whether the file holds its numbers."""
+        data = self.model.buffers[tensor.buffer].data
+        return data is not None and len(data) > 0
 
     def forget_names(self):
         """Number the tensors in place of their names, which are a tenth of a small file."""

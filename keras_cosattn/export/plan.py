@@ -45,6 +45,7 @@ class Plan:
         state_form: `"tensors"` or `"variables"`.
         alone: one signature only, for runtimes that know no more.
         tokenizer: as `to_saved_model`; adds the signatures of `text`.
+        means: as `Streaming`.
 
     Attributes: the above, `stream` (None if there is none), `whole_only` (why), `functions`, a dict
     name -> signature, `variables` with the state in that form, and `weights`, the model's id.
@@ -53,11 +54,12 @@ class Plan:
     def __init__(
         self, model, signatures=None, sample=None, *, batch_size=None, length=None,
         prefill_chunk=None, state_form="tensors", alone=False, tokenizer=None,
+        means=False,
     ):  # fmt: skip
         _check(signatures, state_form, batch_size=batch_size, length=length,
                prefill_chunk=prefill_chunk)  # fmt: skip
         self.model, self.batch_size, self.length = model, batch_size, length
-        self.state_form, self.variables = state_form, {}
+        self.state_form, self.variables, self.means = state_form, {}, means
         self.sample = samples.longest(model, (prefill_chunk or 58) + CHECKED_STEPS, sample)
         self.any_size = samples.sizes(model, self.sample)
         self._check_length()
@@ -87,7 +89,7 @@ class Plan:
         wanted = signatures or SIGNATURES
         if set(wanted) - {"serve"}:
             try:
-                self.stream = Streaming(self.model, self.sample)
+                self.stream = Streaming(self.model, self.sample, self.means)
             except ValueError as error:
                 if signatures is not None:
                     raise

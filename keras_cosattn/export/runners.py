@@ -47,6 +47,29 @@ def tflite(path):
     return lambda signature, inputs: dict(runners[signature](**inputs))
 
 
+def every_tensor(graph):
+    """A `Graph` on LiteRT's plain kernels, where every tensor can be read after a run.
+
+    A function `run(signature, inputs) -> (outputs, read)`, where `read(i)` is the tensor i.
+    """
+    from ai_edge_litert.interpreter import OpResolverType
+
+    interpreter = interpreter_class()(
+        model_content=graph.content,
+        num_threads=1,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+    )
+    runners = {name: interpreter.get_signature_runner(name) for name in graph.signatures}
+
+    def run(signature, inputs):
+        index = graph.signatures[signature]
+        outputs = dict(runners[signature](**inputs))
+        return outputs, lambda i: interpreter.get_tensor(i, index)
+
+    return run
+
+
 def interpreter_class():
     """LiteRT's interpreter. Raises ImportError if it is not installed."""
     try:

@@ -1,9 +1,6 @@
 """Where a file is to run: what that runtime asks of it, checked before the file is kept."""
 
-import contextlib
-import io
-
-from keras_cosattn.export import checks, runners
+from keras_cosattn.export import checks, gpu, gpu_rules, half, runners
 from keras_cosattn.export.runtimes import (
     TFLITE_MICRO,
     TFLITE_MICRO_IN_FLOAT,
@@ -17,6 +14,7 @@ class LiteRT:
     name = "litert"
     one_signature = False
     fixed_shapes = False
+    means = False
     quantizations = (None, "float16", "weight_int8", "dynamic_int8", "int8")
 
     def check_shapes(self, plan, quantize):
@@ -75,27 +73,44 @@ class TFLiteRuntime(LiteRT):
 
 
 class GPU(LiteRT):
-    """GPU delegates: fixed shapes, at most four axes, no BROADCAST_TO; the analyzer must agree."""
+    """GPU delegates: fixed shapes, computed in float16, the whole graph on the GPU or refused.
+
+    Nothing has more than four axes, no mask is added to a batch product, sums without end are kept
+    as means (`Streaming`), and on the inputs of the checks no number leaves the range of float16.
+    Float16 keeps three digits: with cosFormer and other maps that give zeros, a row whose weights
+    sum to about nothing may be zero there, or not, where float32 says otherwise.
+    """
 
     name = "gpu"
     fixed_shapes = True
+    means = True
     quantizations = (None, "float16")
+
+    def rewrite(self, graph):
+        gpu.rewrite(graph)
 
     def refuse(self, graph):
         super().refuse(graph)
-        found = set()
-        for name, _, operator, subgraph in graph.operators():
-            ranks = [len(subgraph.tensors[i].shape) for i in operator.outputs]
-            if max(ranks, default=0) > 4:
-                found.add(f"{name} with {max(ranks)} axes")
-            elif name == "BROADCAST_TO":
-                found.add(name)
-        found |= _analyzed(graph.content)
+        found = gpu_rules.problems(graph)
         if found:
             raise ValueError(
                 f"GPU delegates do not run the model whole: {'; '.join(sorted(found))}. Use other "
                 "layers, or the target 'litert', which runs it on the CPU."
             )
+
+    def check(self, plan, graph, least_sqnr):
+        """Raises ValueError if numbers leave the range of float16."""
+        found = half.leaving(plan, graph)
+        if found:
+            first = sorted(found, key=found.get, reverse=True)[:3]
+            seen = ", ".join(f"{name} up to {found[name]:.3g}" for name in first)
+            raise ValueError(
+                f"GPU delegates compute in float16, which ends at 65,504. The model leaves it: "
+                f"{seen}. Smaller inputs, norms, a smaller `max_length` or `horizon`, or for "
+                "PerformerAttention `TrigonometricFeatures` keep numbers small; or use the target "
+                "'litert'."
+            )
+        return {}
 
 
 class Micro(LiteRT):
@@ -169,17 +184,3 @@ def _how_to_fix(names):
     arguments = {"serve": "length", "prefill": "prefill_chunk"}
     needed = ["batch_size", *(arguments[name] for name in names if name in arguments)]
     return f"Give {' and '.join(f'`{name}`' for name in needed)}."
-
-
-def _analyzed(content):
-    """What TensorFlow's own analyzer says of the ops that GPU delegates do not take."""
-    import tensorflow as tf
-
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        tf.lite.experimental.Analyzer.analyze(model_content=content, gpu_compatibility=True)
-    return {
-        line.split("GPU COMPATIBILITY WARNING:")[1].strip()
-        for line in said.getvalue().splitlines()
-        if "GPU COMPATIBILITY WARNING:" in line
-    }

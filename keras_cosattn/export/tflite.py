@@ -69,6 +69,7 @@ def to_tflite(
     plan = Plan(
         in_float32(model, sample), signatures, sample, batch_size=batch_size, length=length,
         prefill_chunk=prefill_chunk, state_form=state, alone=target.one_signature,
+        means=target.means,
     )  # fmt: skip
     target.check_shapes(plan, quantize)
     if way is not None and way.calibrated and plan.streamed and state == "variables":

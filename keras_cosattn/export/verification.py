@@ -13,6 +13,7 @@ from keras_cosattn.export.plan import SIGNATURES, Plan
 from keras_cosattn.export.precision import in_float32
 from keras_cosattn.export.quantization import QUANTIZATIONS
 from keras_cosattn.export.report import Report, describe
+from keras_cosattn.export.targets import GPU
 
 
 def verify(model, path, *, sample=None, dataset=None, metric=None, drift_steps=0, verbose=1):
@@ -63,6 +64,7 @@ def _plan(model, about, sample, tokenizer):
     return Plan(
         model, names, sample, batch_size=about["batch_size"], length=length, prefill_chunk=chunk,
         state_form=about["state_form"], alone=alone, tokenizer=tokenizer,
+        means=about["target"] == GPU.name,
     )  # fmt: skip
 
 
