@@ -48,9 +48,9 @@ class ByteTokenizer:
 class WordPieceTokenizer:
     """BERT's WordPiece: of each word the longest piece that is known, then that of the rest.
 
-    Words end at white space, and each mark and each Chinese character is a word. One that no
-    known pieces make, or of more than 100 bytes, is `unknown`. It needs tensorflow-text, here and
-    where the file is loaded.
+    Words end at white space and control characters; each mark and each Chinese character is one.
+    A word that no known pieces make, or of more than 100 bytes, is `unknown`. It needs
+    tensorflow-text, here and where the file is loaded.
 
     Args:
         vocabulary: the pieces, of which those inside a word begin with "##": a list, or a file
