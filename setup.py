@@ -44,6 +44,7 @@ setup(
         "peers": peers,
         "quantize": quantize,
         "test": test,
+        "text": ["tensorflow-text"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
