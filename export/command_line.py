@@ -26,10 +26,11 @@ def load_model(path):
 
 def load_array(path):
     """The array in a .npy file. Raises ValueError if it is none."""
-    try:
-        return np.load(path)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no array. Write it with `numpy.save`.") from error
+    with open(path, "rb") as file:
+        try:
+            return np.lib.format.read_array(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is no array. Write it with `numpy.save`.") from error
 
 
 def number_or_any(text):

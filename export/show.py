@@ -28,7 +28,7 @@ def main():
     arguments = parser.parse_args()
 
     content = pathlib.Path(arguments.file).read_bytes()
-    graph, about = Graph(content), description(arguments.file, content)
+    about, graph = description(arguments.file, content), Graph(content)
     print(f"{arguments.file}: {len(content):,} bytes, {graph.constant_bytes:,} of them constants")
     print(f"  {origin(about)}")
     show_state(graph, about)

@@ -10,7 +10,7 @@ import argparse
 from command_line import load_array, load_model, number_or_any, run
 
 from keras_cosattn.export import to_tflite
-from keras_cosattn.export.plan import SIGNATURES, START
+from keras_cosattn.export.plan import SIGNATURES
 from keras_cosattn.export.quantization import QUANTIZATIONS
 from keras_cosattn.export.targets import TARGETS
 
@@ -27,7 +27,7 @@ def main():
         "--prefill-chunk", type=number_or_any, default=128, help="steps of `prefill`, or 'any'"
     )
     parser.add_argument("--batch-size", type=number_or_any, default=1, help="a number, or 'any'")
-    parser.add_argument("--state", choices=START, default="tensors", help="how a stream keeps it")
+    parser.add_argument("--state", choices=["tensors", "variables"], default="tensors")
     parser.add_argument("--representative", metavar="DATA.npy", help="what the model will read")
     arguments = parser.parse_args()
 
