@@ -1,7 +1,6 @@
 """Files that compute what the model computes, run without Keras, and are whole or not there."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -206,25 +205,6 @@ def test_what_cannot_be_exported_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match=r"`signatures` must be some of .* Received: \['run'\]"):
         exporting.to_tflite(model, tmp_path / "m.tflite", signatures=["run"])
     assert not list(tmp_path.iterdir())
-
-
-def test_the_recipes_run(model, tmp_path, rng):
-    model.save(tmp_path / "model.keras")
-    x = inputs(rng, 20, CHANNELS)
-    np.save(tmp_path / "x.npy", x)
-
-    def recipe(name, *arguments):
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        return subprocess.run(
-            [sys.executable, RECIPES / name, *arguments],
-            cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
-
-    assert "largest difference to Keras" in recipe("to_tflite.py", "model.keras", "m.tflite")
-    assert "largest difference to Keras" in recipe("to_saved_model.py", "model.keras", "saved")
-    for options in ([], ["--whole"]):
-        assert "20 steps" in recipe("run_on_device.py", "m.tflite", "x.npy", "y.npy", *options)
-        assert_close(np.load(tmp_path / "y.npy"), np.asarray(model(x[None]))[0], 1e-5)
 
 
 def test_the_runner_needs_neither_tensorflow_nor_keras(tflite):
