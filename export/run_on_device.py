@@ -1,14 +1,13 @@
-"""Run an exported .tflite file, as a stream or whole, with NumPy and an interpreter alone.
+"""Run an exported .tflite file with NumPy and an interpreter alone, on Python 3.9 or later.
 
-    python run_on_device.py model.tflite in.npy out.npy [--whole] [--state state.npz]
-
-`in.npy` is `(steps, ...)` or `(batch, steps, ...)`, and `out.npy` too. Runs on Python 3.9 or later.
+python run_on_device.py model.tflite in.npy out.npy  # (batch, steps, ...); a stream if it can
 """
 
-import argparse
+import contextlib
 import hashlib
 import json
 import os
+import sys
 import zipfile
 from collections import namedtuple
 
@@ -28,67 +27,58 @@ State = namedtuple("State", "weights steps tensors")  # the model's id, steps re
 class Device:
     """A file and one stream through it; `about` is what the file says of itself.
 
-    Inputs are arrays `(b, t, ...)`, or a dict of them where the model has several; so are outputs.
+    Arrays `(b, t, ...)` go in and out, or dicts of several; b is `batch_size` if the file has none.
     What does not fit raises ValueError, and the stream stays as it was.
     """
 
     def __init__(self, path, threads=1, batch_size=1):
-        """`batch_size` is for files that leave it open."""
-        self.about, content = _opened(path)
-        signatures, batch = self.about["signatures"], self.about["batch_size"] or batch_size
+        with _usable(path) as file:
+            self.about = json.loads(zipfile.ZipFile(path).read("keras_cosattn.json"))
+            content = file.read(self.about["content"]["bytes"])
+            if hashlib.sha256(content).hexdigest() != self.about["content"]["sha256"]:
+                raise ValueError("its sha256 is another")
+        signatures = self.about["signatures"]
         interpreter = Interpreter(model_content=content, num_threads=threads)
         self._run = {key: interpreter.get_signature_runner(key) for key in signatures}
-        self._inputs = {key: dict(signature["inputs"]) for key, signature in signatures.items()}
-        self._state, self._sizes, self.steps = {}, {}, 0
-        for key in ("prefill", "step"):
-            inputs = self._inputs.get(key, {})
-            for name, (shape, dtype) in inputs.items():
-                inputs[name] = [batch, *shape[1:]], dtype
-            state = {name: inputs.pop(name) for name in self.about["state"] if name in inputs}
-            self._state = state or self._state
-            if inputs:  # a `prefill` of any number of steps is given 128 at a time
-                self._sizes[key] = next(iter(inputs.values()))[0][1] or 128
+        self._takes = {key: dict(signatures[key]["inputs"]) for key in signatures}
+        self._sizes, self._state, self.steps = {}, {}, 0
+        for key in [key for key in ("prefill", "step") if key in signatures]:
+            takes = self._takes[key]
+            for name, ((batch, *shape), dtype) in takes.items():
+                takes[name] = [batch or batch_size, *shape], dtype
+            self._state = {name: takes.pop(name) for name in self.about["state"] if name in takes}
+            for shape, _ in takes.values():
+                self._sizes[key], shape[1] = shape[1] or (128 if "step" in signatures else 1), None
         self.reset()
 
     def whole(self, x):
         """The outputs for a whole input; the stream is not touched."""
-        x = self._fit("serve", x)
-        return _plain(self._run["serve"](**x))
-
-    def step(self, x):
-        """The outputs for the next step, `x (b, 1, ...)`."""
-        return _plain(self._advance("step", self._fit("step", x)))
-
-    def prefill(self, x):
-        """The outputs for the next steps, as many as the file's `prefill` takes."""
-        return _plain(self._advance("prefill", self._fit("prefill", x)))
+        return _plain(self._run.get("serve")(**self._fit("serve", x)))  # refused if it is None
 
     def read(self, x):
-        """The outputs for any number of next steps: through `prefill`, the rest through `step`."""
-        x = self._fit(next(iter(self._sizes), "step"), x, any_length=True)
-        steps, start, found = self._room(x), 0, []
-        if steps % min(self._sizes.values()):
-            raise ValueError(f"The file reads {self._sizes} steps at a time. Received: {steps}")
+        """The outputs for any number of next steps: chunks by `prefill`, the rest by `step`."""
+        x, start, found = self._fit(next(iter(self._sizes), "step"), x), 0, []
+        (steps, *others), limit = {a.shape[1] for a in x.values()}, self.about["max_steps"]
+        if others or steps % min(self._sizes.values()):
+            raise ValueError(f"Steps are read {self._sizes} at a time. Received: {steps, *others}")
+        if limit is not None and self.steps + steps > limit:
+            received = f"{steps} more after {self.steps}. Call `reset()` to begin again."
+            raise ValueError(f"The model's streams end after {limit} steps. Received: {received}")
         for key, size in self._sizes.items():
-            while start + size <= steps:
-                piece = {name: array[:, start : start + size] for name, array in x.items()}
-                found.append(self._advance(key, piece))
-                start += size
+            for _ in range((steps - start) // size):
+                piece = {name: a[:, start : start + size] for name, a in x.items()}
+                found.append(self._run[key](**piece, **self._tensors))
+                self._tensors = {name: found[-1].pop(name) for name in self._tensors}
+                start, self.steps = start + size, self.steps + size
         return _plain({name: np.concatenate([y[name] for y in found], axis=1) for name in found[0]})
+
+    step = prefill = read
 
     def reset(self):
         """Begin the stream again."""
-        if "reset" in self._run:
-            self._run["reset"]()
-        elif self.steps and self.about["state_form"] == "variables":
-            raise ValueError("The file has no signature 'reset'. Open it again.")
-        self._tensors = {name: np.zeros(*spec) for name, spec in self._state.items()}
-        self.steps = 0
-
-    @property
-    def state_bytes(self):
-        """Size of the state."""
-        return sum(x.nbytes for x in self._tensors.values()) or self.about["state_bytes"]
+        if self.steps and self.about["state_form"] == "variables":
+            self._run.get("reset")(**self._fit("reset", {}))
+        self._tensors, self.steps = {name: np.zeros(*spec) for name, spec in self._state.items()}, 0
 
     @property
     def state(self):
@@ -99,29 +89,16 @@ class Device:
 
     @state.setter
     def state(self, new):
-        own = self.state
-        if new.weights != own.weights:
-            raise ValueError(
-                f"The state must be of the model with weights {own.weights}. Received: one of "
-                f"another model, {new.weights}. Call `reset()` to begin with zeros."
-            )
-        spec, found = (
-            {name: (x.shape, str(x.dtype)) for name, x in state.tensors.items()}
-            for state in (own, new)
-        )
-        for name in sorted({**spec, **found}):
-            if spec.get(name) != found.get(name):
-                wanted, received = spec.get(name, "left out"), found.get(name, "none")
-                raise ValueError(f"State '{name}' must be {wanted}. Received: {received}")
+        given = new.weights, {name: ([*a.shape], str(a.dtype)) for name, a in new.tensors.items()}
+        if given != (self.state.weights, self._state):
+            raise ValueError(f"The state is of another model or batch: {given}, not {self._state}")
         self._tensors, self.steps = dict(new.tensors), new.steps
 
     def save(self, path):
         """Write the state; killed at any moment, it leaves the old file, and maybe `path.tmp`."""
-        weights, steps, tensors = self.state
-        tensors = {f"tensors/{name}": x for name, x in tensors.items()}
         try:
             with open(f"{path}.tmp", "wb") as file:
-                np.savez(file, weights=weights, steps=steps, **tensors)
+                np.savez(file, weights=self.state.weights, steps=self.steps, **self.state.tensors)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(f"{path}.tmp", path)
@@ -131,103 +108,42 @@ class Device:
 
     def load(self, path):
         """Go on from the state in a file that `save` wrote."""
-        with open(path, "rb") as file:
-            try:
-                found = dict(np.load(file))
-                weights, steps = str(found.pop("weights")), int(found.pop("steps"))
-            except Exception as error:  # damaged files raise many kinds
-                raise ValueError(f"{path} is no whole state: {error!r}. Remove it.") from error
-        self.state = State(weights, steps, {k[len("tensors/") :]: x for k, x in found.items()})
+        with _usable(path) as file:
+            found = dict(np.load(file))
+            self.state = State(str(found.pop("weights")), int(found.pop("steps")), found)
 
-    def _advance(self, key, x):
-        """The outputs by name; `x` is what `_fit` returned."""
-        steps = self._room(x)
-        found = self._run[key](**x, **self._tensors)
-        self._tensors = {name: found.pop(name) for name in self._tensors}
-        self.steps += steps
-        return found
-
-    def _room(self, x):
-        """The number of steps in `x`. Raises ValueError if the stream has not so many left."""
-        limit, lengths = self.about["max_steps"], {array.shape[1] for array in x.values()}
-        if len(lengths) > 1:
-            raise ValueError(f"The inputs must have as many steps. Received: {sorted(lengths)}")
-        steps = lengths.pop()
-        if limit is not None and self.steps + steps > limit:
-            raise ValueError(
-                f"The model's streams end after {limit} steps. Received: {steps} more after "
-                f"{self.steps}. Call `reset()` to begin again."
-            )
-        return steps
-
-    def _fit(self, key, x, any_length=False):
+    def _fit(self, key, x):
         """`x` by name, as the arrays that a signature takes. Raises ValueError if it is not."""
-        if key not in self._run:
-            raise ValueError(
-                f"The file has no signature '{key}', only {sorted(self._run)}. Export it with "
-                f"signatures=['{key}']: streams need causal layers, 'serve' a length it allows."
-            )
-        x, specs, arrays = x if isinstance(x, dict) else {"x": x}, self._inputs[key], {}
-        if set(x) != set(specs):
-            raise ValueError(f"'{key}' takes a dict of {sorted(specs)}. Received: {sorted(x)}")
-        for name, (shape, dtype) in specs.items():
-            array = np.asarray(x[name])
-            wanted = [shape[0], None, *shape[2:]] if any_length else shape
-            fits = array.ndim == len(wanted) and array.size > 0
-            fits = fits and all(n in (None, array.shape[i]) for i, n in enumerate(wanted))
-            if not fits or not np.can_cast(array.dtype, dtype, "same_kind"):
-                raise ValueError(
-                    f"'{key}' takes {name} of shape {wanted}, {dtype}. "
-                    f"Received: {array.shape}, {array.dtype}"
-                )
-            arrays[name] = np.ascontiguousarray(array, dtype)
+        x, takes, arrays = x if isinstance(x, dict) else {"x": x}, self._takes.get(key), {}
+        if takes is None or set(x) != set(takes):
+            raise ValueError(f"The file has no '{key}' of {sorted(x)}, only {self._takes}")
+        for name, (shape, dtype) in takes.items():
+            a = np.asarray(x[name])
+            fits = a.ndim == len(shape) and all(a.shape[i] == n for i, n in enumerate(shape) if n)
+            if not (fits and a.size and np.can_cast(a.dtype, dtype, "same_kind")):
+                raise ValueError(f"{name} must be {shape} {dtype}. Received: {a.shape} {a.dtype}")
+            arrays[name] = np.ascontiguousarray(a, dtype)
         return arrays
 
 
-def _opened(path):
-    """What the file says of itself, and its model. Raises ValueError unless it is as exported."""
+@contextlib.contextmanager
+def _usable(path):
+    """The open file. Raises ValueError for all that using it raises: of many kinds if damaged."""
     with open(path, "rb") as file:
         try:
-            with zipfile.ZipFile(file) as archive:
-                about = json.loads(archive.read("keras_cosattn.json"))
-            file.seek(0)
-            content = file.read(about["content"]["bytes"])
-            found = hashlib.sha256(content).hexdigest()
-            if found != about["content"]["sha256"]:
-                raise ValueError(f"the model's sha256 is {found}")
-        except Exception as error:  # damaged archives raise many kinds
-            raise ValueError(
-                f"{path} was not written by keras_cosattn, or is damaged: {error}. Copy it to the "
-                "device again, or export the model again."
-            ) from error
-    return about, content
+            yield file
+        except Exception as error:
+            raise ValueError(f"{path} is damaged or foreign: {error!r}. Replace it.") from error
 
 
 def _plain(outputs):
     return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("model", "input", "output"):
-        parser.add_argument(name)
-    parser.add_argument("--whole", action="store_true", help="the whole input in one call")
-    parser.add_argument("--state", help="a file to go on from, if there is one, and to save to")
-    arguments = parser.parse_args()
-    if arguments.whole and arguments.state:
-        parser.error("--whole begins at the beginning, so it takes no --state")
-    device, x = Device(arguments.model), np.load(arguments.input)
-    if arguments.state and os.path.exists(arguments.state):
-        device.load(arguments.state)
-    signatures = device.about["signatures"].values()
-    single = any(x.ndim + 1 == len(s["inputs"]["x"][0]) for s in signatures if "x" in s["inputs"])
-    y = (device.whole if arguments.whole else device.read)(x[None] if single else x)
-    np.save(arguments.output, y[0] if single else y)
-    if arguments.state:
-        device.save(arguments.state)
-    steps = x.shape[0 if single else 1]
-    print(f"{steps} steps -> {arguments.output} {y.shape}, state {device.state_bytes} bytes")
-
-
 if __name__ == "__main__":
-    main()
+    path, x, y = sys.argv[1:] or sys.exit(__doc__)
+    given = np.load(x)
+    device = Device(path, batch_size=len(given))
+    found = (device.read if device._sizes else device.whole)(given)
+    np.save(y, found, allow_pickle=False)
+    print(f"{x} {given.shape} -> {y} {found.shape}")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from unittest import mock
 
 import keras
 import numpy as np
@@ -72,7 +73,8 @@ def convolution():
 def test_a_stream_computes_what_keras_does_however_it_is_cut(model, device, rng):
     x = inputs(rng, 1, LIMIT, CHANNELS)
     expected = np.asarray(model(x))
-    assert device.state_bytes == device.about["state_bytes"] > 0
+    tensors = device.state.tensors.values()
+    assert sum(tensor.nbytes for tensor in tensors) == device.about["state_bytes"] > 0
     for cuts in ([], [CHUNK], [1, 2, 60], [37]):
         outputs = [device.read(piece) for piece in np.split(x, cuts, axis=1)]
         assert_close(np.concatenate(outputs, axis=1), expected, 1e-5)
@@ -91,8 +93,8 @@ def test_the_file_may_leave_the_batch_open(runner, tmp_path, rng):
     for batch in (3, 2):
         device = runner.Device(path, batch_size=batch)
         assert_close(device.read(x[:batch]), model(x[:batch]), 1e-5)
-        assert device.state_bytes == batch * device.about["state_bytes"]
-    with pytest.raises(ValueError, match=r"of shape \[2, 1, 6\], float32. Received: \(3, 1, 6\)"):
+        assert all(len(tensor) == batch for tensor in device.state.tensors.values())
+    with pytest.raises(ValueError, match=r"\[2, None, 6\] float32. Received: \(3, 1, 6\)"):
         device.step(x[:, :1])
 
 
@@ -113,8 +115,17 @@ def test_state_inside_the_file_stays_there(runner, tmp_path, rng):
             ValueError, match=r"keeps its state inside. Export with state='tensors'"
         ):
             use()
-    assert device.state_bytes == device.about["state_bytes"] > 0
     assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
+
+
+def test_state_inside_a_file_without_reset_cannot_begin_again(runner, tmp_path, rng):
+    model, path, x = convolution(), tmp_path / "m.tflite", inputs(rng, 1, 10, CHANNELS)
+    to_tflite(model, path, state="variables", target="micro", signatures=["step"])
+    device = runner.Device(path)
+    assert_close(device.read(x), model(x), 1e-5)
+    with pytest.raises(ValueError, match=r"no 'reset' of \[\], only .*'step'"):
+        device.reset()
+    assert device.steps == 10
 
 
 def test_read_prefers_prefill(device):
@@ -136,11 +147,11 @@ def test_several_inputs_and_outputs_go_by_name(runner, tmp_path, rng):
     for name, y in found.items():
         assert_close(y, expected[name], 1e-5)
     one = {name: array[:, :1] for name, array in x.items()}
-    with pytest.raises(ValueError, match=r"'step' takes a dict of \['ids', 'z'\]. Received: \['x'"):
+    with pytest.raises(ValueError, match=r"no '\w+' of \['x'\], only .*'ids'.*'z'"):
         device.step(x["z"])
-    with pytest.raises(ValueError, match=r"takes ids of shape \[1, 1\], int32. .*, float64"):
+    with pytest.raises(ValueError, match=r"ids must be \[1, None\] int32. Rec.* \(1, 1\) float64"):
         device.step({**one, "ids": one["ids"] / 2})
-    with pytest.raises(ValueError, match=r"as many steps. Received: \[1, 10\]"):
+    with pytest.raises(ValueError, match=r"at a time. Received: \((1, 10|10, 1)\)"):
         device.read({**x, "ids": one["ids"]})
     assert device.steps == 10
 
@@ -172,12 +183,10 @@ def test_a_state_that_does_not_fit_is_refused_and_the_stream_stays(device, rng):
 
     wrong = {
         "of another model": state._replace(weights="0" * 64),
-        "Received: none": state._replace(tensors={}),
-        r"Received: .*'int8'": state._replace(
-            tensors={**state.tensors, name: tensor.astype("int8")}
-        ),
-        r"Received: \(\(1, 1,": state._replace(tensors={**state.tensors, name: tensor[None]}),
-        "'more' must be left out": state._replace(tensors={**state.tensors, "more": tensor}),
+        r", {}\), not {": state._replace(tensors={}),
+        f"'{name}': .*, 'int8'.*, not {{": changed(name, tensor.astype("int8")),
+        rf"'{name}': \(\[1, 1,.*, not {{": changed(name, tensor[None]),
+        "'more': .*, not {": changed("more", tensor),
     }
     for message, other in wrong.items():
         with pytest.raises(ValueError, match=message):
@@ -205,7 +214,7 @@ def test_a_state_file_that_is_foreign_or_damaged_is_refused(device, tmp_path):
     device.save(path)
     whole = path.read_bytes()
     device.about["weights"] = "0" * 64
-    with pytest.raises(ValueError, match=r"of another model, "):
+    with pytest.raises(ValueError, match=r"state\.npz is .* of another model"):
         device.load(path)
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     foreign = (tmp_path / "other.npz").read_bytes()
@@ -218,8 +227,26 @@ def test_a_state_file_that_is_foreign_or_damaged_is_refused(device, tmp_path):
         foreign,
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is no whole state"):
+        with pytest.raises(ValueError, match=r"state\.npz is damaged or foreign"):
             device.load(path)
+
+
+def test_a_state_file_with_one_changed_byte_is_refused_or_says_the_same(device, tmp_path, rng):
+    path = tmp_path / "state.npz"
+    device.read(inputs(rng, 1, 3, CHANNELS))
+    device.save(path)
+    whole, state, refused = path.read_bytes(), device.state, 0
+    for i in range(0, len(whole), 5):
+        path.write_bytes(flipped(whole, i))
+        try:
+            device.load(path)
+        except ValueError:
+            refused += 1
+        assert device.steps == 3
+        assert device.state.weights == state.weights
+        for name, tensor in device.state.tensors.items():
+            np.testing.assert_array_equal(tensor, state.tensors[name])
+    assert refused > len(whole) / 5 / 2
 
 
 def test_a_save_killed_at_any_moment_leaves_a_whole_state(runner, path, device, tmp_path):
@@ -275,53 +302,70 @@ def flipped(content, i):
     return content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]
 
 
-def test_a_file_with_one_changed_byte_never_reaches_the_interpreter(runner, path, tmp_path):
+@pytest.fixture
+def opened(runner, monkeypatch):
+    """What `Device` reads in a file, description and model, with no interpreter behind it."""
+
+    def read(path):
+        monkeypatch.setattr(runner, "Interpreter", mock.Mock())
+        about = runner.Device(path).about
+        return about, runner.Interpreter.call_args.kwargs["model_content"]
+
+    return read
+
+
+def test_a_file_with_one_changed_byte_never_reaches_the_interpreter(opened, path, tmp_path):
     """In the description's archive, a byte that means nothing (a date) may change."""
     whole, bad = path.read_bytes(), tmp_path / "bad.tflite"
-    about, content = runner._opened(path)
+    about, content = opened(path)
     archive = list(range(len(content), len(whole)))
     random = np.random.default_rng(0).integers(0, len(content), 100)
     refused = []
     for i in [*random, *archive[:120], *archive[-120:]]:
         bad.write_bytes(flipped(whole, i))
         with contextlib.suppress(ValueError):
-            assert runner._opened(bad) == (about, content)
+            assert opened(bad) == (about, content)
             continue
         refused.append(i)
     assert set(random) <= set(refused)
     assert len(refused) > 200
 
 
-def test_a_file_that_is_cut_or_foreign_is_refused(runner, path, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "Interpreter", None)
+def test_a_file_that_is_cut_or_foreign_is_refused(runner, opened, path, tmp_path):
     whole, bad = path.read_bytes(), tmp_path / "bad.tflite"
-    size = len(runner._opened(path)[1])
+    size = len(opened(path)[1])
     with zipfile.ZipFile(bad, "w") as archive:
         archive.writestr("keras_cosattn.json", json.dumps({"signatures": {}}))
     without_content = bad.read_bytes()
     cuts = [whole[:n] for n in (0, 1, size // 2, size, len(whole) // 2, len(whole) - 1)]
     for content in (*cuts, whole[1:], b"TFL3 junk", without_content, b"x" + whole):
         bad.write_bytes(content)
-        with pytest.raises(ValueError, match="not written by keras_cosattn, or is damaged"):
+        with pytest.raises(ValueError, match=r"bad\.tflite is damaged or foreign"):
             runner.Device(bad)
     with pytest.raises(FileNotFoundError):
         runner.Device(tmp_path / "missing.tflite")
+
+
+def test_an_archive_said_to_be_encrypted_is_refused(runner, path, tmp_path):
+    whole, bad = path.read_bytes(), tmp_path / "bad.tflite"
+    flags = whole.rindex(b"PK\1\2") + 8
+    bad.write_bytes(flipped(whole, flags))
+    with pytest.raises(ValueError, match=r"is damaged or foreign.*encrypted"):
+        runner.Device(bad)
 
 
 def test_what_does_not_fit_is_refused_and_the_stream_stays(model, device, rng):
     x = inputs(rng, 1, LIMIT, CHANNELS)
     device.read(x[:, :20])
     wrong = [
-        (device.step, x[:, :2], r"'step' takes x of shape \[1, 1, 6\], float32. Rec.*\(1, 2, 6\)"),
-        (device.step, x[0, :1], r"Received: \(1, 6\)"),
-        (device.prefill, x[:, :3], r"'prefill' takes x of shape \[1, 16, 6\]"),
+        (device.step, x[0, :1], r"x must be \[1, None, 6\] float32. Received: \(1, 6\) float32"),
         (device.read, x[:, :0], r"Received: \(1, 0, 6\)"),
-        (device.read, x[..., :5], r"\[1, None, 6\]"),
+        (device.prefill, x[..., :5], r"\[1, None, 6\]"),
         (device.read, np.repeat(x, 2, axis=0), r"Received: \(2, 100, 6\)"),
-        (device.whole, x[..., :5], r"'serve' takes x"),
+        (device.whole, x[..., :5], r"x must be \[1, None, 6\]"),
         (device.step, x[:, :1].astype("complex64"), "float32. Received: .* complex64"),
         (device.step, [["text"]], "Received: "),
-        (device.step, {"y": x[:, :1]}, r"takes a dict of \['x'\]. Received: \['y'\]"),
+        (device.step, {"y": x[:, :1]}, r"no '\w+' of \['y'\], only .*'step': {'x'"),
         (device.read, x, r"end after 100 steps. Received: 100 more after 20. Call `reset\(\)`"),
     ]
     for method, argument, message in wrong:
@@ -332,22 +376,37 @@ def test_what_does_not_fit_is_refused_and_the_stream_stays(model, device, rng):
         device.step(x[:, :1])
 
 
-def test_a_signature_that_is_not_there_is_named(runner, device, path, monkeypatch):
-    for key in ("step", "prefill", "serve"):
-        del device._run[key]
-        device._sizes.pop(key, None)
-    for method in (device.step, device.read, device.prefill, device.whole):
-        with pytest.raises(ValueError, match=r"no signature '(step|prefill|serve)', only \["):
-            method(np.zeros((1, 1, CHANNELS), "float32"))
+@pytest.mark.parametrize(
+    ("there", "missing"), [("serve", ("step", "prefill", "read")), ("step", ("whole",))]
+)
+def test_a_signature_that_is_not_there_is_named(there, missing, runner, tmp_path):
+    to_tflite(convolution(), tmp_path / "m.tflite", signatures=[there])
+    device, x = runner.Device(tmp_path / "m.tflite"), np.zeros((1, 1, CHANNELS), "float32")
+    for method in missing:
+        with pytest.raises(ValueError, match=rf"no '(step|serve)' of \['x'\], only .*'{there}'"):
+            getattr(device, method)(x)
+
+
+@pytest.mark.parametrize("chunk", [4, None])
+def test_prefill_alone_reads_whole_chunks_or_any_number(chunk, runner, tmp_path, rng):
+    model, path = convolution(), tmp_path / "m.tflite"
+    to_tflite(model, path, prefill_chunk=chunk, signatures=["prefill"])
+    device, x = runner.Device(path), inputs(rng, 1, 10, CHANNELS)
+    if chunk:
+        with pytest.raises(ValueError, match=r"{'prefill': 4} at a time. Received: \(10,\)"):
+            device.read(x)
+        assert_close(device.read(x[:, :8]), model(x[:, :8]), 1e-5)
+    else:
+        assert_close(device.read(x), model(x), 1e-5)
 
 
 def test_the_runner_runs_alone(path, model, tmp_path, rng):
     """As a copy in a process without TensorFlow, Keras and this package."""
     copy = tmp_path / "run_on_device.py"
     copy.write_text((RECIPES / "run_on_device.py").read_text())
-    x = inputs(rng, 50, CHANNELS)
-    np.save(tmp_path / "x.npy", x[:20])
-    np.save(tmp_path / "z.npy", x[20:])
+    x = inputs(rng, 1, 50, CHANNELS)
+    np.save(tmp_path / "x.npy", x)
+    to_tflite(model, tmp_path / "whole.tflite", signatures=["serve"])
     program = """
 import runpy, sys
 for name in ("tensorflow", "keras", "keras_cosattn"):
@@ -356,18 +415,15 @@ runpy.run_path("run_on_device.py", run_name="__main__")
 """
 
     def run(*arguments):
-        command = [sys.executable, "-c", program, str(path), *arguments]
+        command = [sys.executable, "-c", program, *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
-    expected = np.asarray(model(x[None]))[0]
-    said = run("x.npy", "y.npy", "--state", "s.npz")
-    assert "20 steps -> y.npy (1, 20, 3)" in said.stdout, said.stderr
-    assert_close(np.load(tmp_path / "y.npy"), expected[:20], 1e-5)
-    run("z.npy", "y.npy", "--state", "s.npz")
-    assert_close(np.load(tmp_path / "y.npy"), expected[20:], 1e-5)
-    run("x.npy", "y.npy", "--whole")
-    assert_close(np.load(tmp_path / "y.npy"), expected[:20], 1e-5)
-    assert "--whole" in run("x.npy", "y.npy", "--whole", "--state", "s.npz").stderr
+    for file in (path, "whole.tflite"):
+        said = run(file, "x.npy", "y.npy")
+        assert "x.npy (1, 50, 6) -> y.npy (1, 50, 3)" in said.stdout, said.stderr
+        assert_close(np.load(tmp_path / "y.npy"), np.asarray(model(x)), 1e-5)
+        (tmp_path / "y.npy").unlink()
+    assert "run_on_device.py model.tflite in.npy out.npy" in run().stderr
 
 
 def test_without_an_interpreter_it_says_what_to_install():
