@@ -28,6 +28,10 @@ class CosFormerAttention(SumsAttention):
     - neither: the paper's code, M = the larger number of real queries or keys in the call, for
       each example. Outputs then change when steps are appended, so it neither streams nor packs.
 
+    Sums run over at most M steps, so in a stream for a device that computes in float16 they stay in
+    its range where M times the largest `relu(k) v` is below 65,504; an export for such a device
+    measures it. `horizon` keeps seeing new steps there, however long the stream.
+
     Where we leave the paper: M may be fixed, and padding counts neither in the sums nor in the
     positions. The paper asks for an M of at least the length, its code takes that of the padded
     batch.
