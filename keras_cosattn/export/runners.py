@@ -1,27 +1,22 @@
 """Exported files as functions: `run(signature, inputs) -> outputs`, by name, in NumPy."""
 
+import itertools
 import re
 import subprocess
 import sys
 
 _ALLOCATE = """
 import sys
+import numpy as np
+from ai_edge_litert.schema_py_generated import Model
 from tflite_micro import runtime
-model = sys.stdin.buffer.read()
-def run(arena_size):
-    interpreter = runtime.Interpreter.from_bytes(model, arena_size=arena_size)
-    interpreter.invoke()
-    return interpreter
-if sys.argv[1] == "0":
-    run(10 * len(model) + (1 << 20)).print_allocations()
-else:  # planning takes more for a moment than what is kept
-    for arena_size in range(int(sys.argv[1]), 2 * int(sys.argv[1]) + (1 << 16), 1024):
-        try:
-            run(arena_size)
-        except RuntimeError:
-            continue
-        print("suffices:", arena_size, file=sys.stderr)
-        break
+content = sys.stdin.buffer.read()
+micro = runtime.Interpreter.from_bytes(content, arena_size=int(sys.argv[1]))
+for i in range(Model.GetRootAsModel(content, 0).Subgraphs(0).InputsLength()):
+    details = micro.get_input_details(i)
+    micro.set_input(np.zeros(details["shape"], details["dtype"]), i)
+micro.invoke()
+micro.print_allocations()
 """
 
 
@@ -106,19 +101,20 @@ def micro(content, names, arena_size):
 def micro_arena(content):
     """Bytes of arena in which tflite-micro runs a model, to a KiB.
 
-    Asked in other processes, for tflite-micro ends its own where a model does not suit it.
-    Raises ValueError with what it says if it cannot load the model, or not run it on zeros.
+    Asked in other processes, for tflite-micro ends its own where a model or an arena does not suit
+    it. Raises ValueError with what it says if it cannot load the model, or not run it on zeros.
     """
-    kept = _from_micro(content, "0", r"Arena allocation total (\d+) bytes")
-    return _from_micro(content, str(kept), r"suffices: (\d+)")
-
-
-def _from_micro(content, start, pattern):
-    command = [sys.executable, "-c", _ALLOCATE, start]
-    found = subprocess.run(command, input=content, capture_output=True)
+    found = _allocate(content, 10 * len(content) + (1 << 20))
     said = found.stderr.decode(errors="replace")
-    number = re.search(pattern, said)
-    if found.returncode or number is None:
+    kept = re.search(r"Arena allocation total (\d+) bytes", said)
+    if found.returncode or kept is None:
         lines = [line for line in said.splitlines() if line.strip()]
         raise ValueError(f"tflite-micro cannot run the model. It says: {' | '.join(lines[:3])}")
-    return int(number[1])
+    # Planning takes more for a moment than what is kept.
+    sizes = itertools.count(int(kept[1]), 1024)
+    return next(size for size in sizes if not _allocate(content, size).returncode)
+
+
+def _allocate(content, arena_size):
+    command = [sys.executable, "-c", _ALLOCATE, str(arena_size)]
+    return subprocess.run(command, input=content, capture_output=True)
