@@ -87,6 +87,26 @@ class Graph:
         operator.opcodeIndex = self._code(name, version)
         operator.builtinOptions, operator.builtinOptionsType = None, 0
 
+    def narrow(self):
+        """Hold in 32 bits what is held in 64, unless a signature takes or gives that or a constant
+        does not fit.
+        """
+        types, graphs = self._schema.TensorType, self.model.subgraphs
+        wide = [t for graph in graphs for t in graph.tensors if t.type == types.INT64]
+        ends = [g.tensors[i] for g in graphs for i in (*g.inputs, *g.outputs)]
+        constants = {id(t): self._values(t, "int64") for t in wide}
+        fit = all(np.array_equal(x, x.astype("int32")) for x in constants.values())
+        if not fit or any(tensor.type == types.INT64 for tensor in ends):
+            return
+        for tensor in wide:
+            tensor.type = types.INT32
+            if len(constants[id(tensor)]):
+                tensor.buffer = self._buffer(constants[id(tensor)].astype("int32"))
+        for *_, operator, _ in self.operators():
+            for option in ("outputType", "outType", "inDataType", "outDataType"):
+                if getattr(operator.builtinOptions, option, None) == types.INT64:
+                    setattr(operator.builtinOptions, option, types.INT32)
+
     def spread(self, operator, graph):
         """Make BROADCAST_TO of a TILE that repeats axes of size one; others stay as they are."""
         old, new = (graph.tensors[side[0]].shape for side in (operator.inputs, operator.outputs))
@@ -175,10 +195,18 @@ class Graph:
 
     def _constant(self, graph, values):
         """A new tensor with int32 `values`: its number."""
+        return self._tensor(graph, values.shape, "INT32", self._buffer(values))
+
+    def _values(self, tensor, dtype):
+        """Of a constant, in one row; none of another tensor."""
+        data = self.model.buffers[tensor.buffer].data
+        return np.frombuffer(b"" if data is None else bytes(data), dtype)
+
+    def _buffer(self, values):
         buffer = self._schema.BufferT()
         buffer.data = np.frombuffer(values.tobytes(), "uint8")
         self.model.buffers.append(buffer)
-        return self._tensor(graph, values.shape, "INT32", len(self.model.buffers) - 1)
+        return len(self.model.buffers) - 1
 
     def _tensor(self, graph, shape, dtype, buffer=0):
         tensor = self._schema.TensorT()

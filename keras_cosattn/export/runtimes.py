@@ -57,7 +57,7 @@ TFLITE_MICRO = frozenset(
 """Builtin ops of the PyPI package tflite-micro, 0.dev20261023182759."""
 
 TFLITE_MICRO_IN_FLOAT = {
-    "CUMSUM": [0], "FLOOR_DIV": [0, 1], "FLOOR_MOD": [0, 1], "REDUCE_MAX": [0], "REDUCE_MIN": [0],
-    "SELECT_V2": [1, 2], "TRANSPOSE": [0],
+    "CUMSUM": [0], "FLOOR_DIV": [0, 1], "FLOOR_MOD": [0, 1], "GATHER": [0], "REDUCE_MAX": [0],
+    "REDUCE_MIN": [0], "SELECT_V2": [1, 2], "SUM": [0], "TRANSPOSE": [0],
 }  # fmt: skip
 """Op that it has in no form on int32 and bool -> places of the inputs that it computes with."""

@@ -123,9 +123,10 @@ class Micro(LiteRT):
 
     def rewrite(self, graph):
         """SELECT becomes SELECT_V2, which is the same where all shapes are, TILE of single steps
-        BROADCAST_TO, and REDUCE_ANY not all not; integers and booleans are turned to float32,
-        exact to 2^24, where it has no other form of an op.
+        BROADCAST_TO, and REDUCE_ANY not all not; integers have 32 bits, and with booleans are
+        turned to float32, exact to 2^24, where it has no other form of an op.
         """
+        graph.narrow()
         for name, _, operator, subgraph in list(graph.operators()):
             shapes = {tuple(subgraph.tensors[i].shape) for i in operator.inputs}
             if name == "SELECT" and len(shapes) == 1:
