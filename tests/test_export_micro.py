@@ -8,7 +8,7 @@ import pytest
 from support import BACKEND, assert_close
 from variants import inputs
 
-from keras_cosattn import CausalConv1D, CosFormerAttention, TransformerDecoder
+from keras_cosattn import CausalConv1D, CosFormerAttention, PositionEmbedding, TransformerDecoder
 from keras_cosattn.export import checks, runners, to_tflite
 
 runtime = pytest.importorskip("tflite_micro", reason="needs the extra `micro`").runtime
@@ -80,6 +80,16 @@ def test_every_prediction_of_a_stream_is_that_of_keras(state, model, x, tmp_path
         assert np.abs(chip.read(x) - expected).max() > 0.1  # the stream goes on
         chip.micro.reset()
         np.testing.assert_array_equal(chip.read(x), found)
+
+
+def test_a_tiny_model_of_bytes_gets_an_arena_in_which_it_runs(tmp_path, rng):
+    """It ends where an index is none, and where the arena is smaller still than the model."""
+    codes = keras.Input((None,), dtype="int32")
+    y = PositionEmbedding(STEPS)(keras.layers.Embedding(256, 4)(codes))
+    model = keras.Model(codes, keras.layers.Dense(3)(y))
+    report = to_tflite(model, tmp_path / "m.tflite", target="micro")
+    x = rng.integers(0, 256, (1, STEPS)).astype("int32")
+    assert_close(Chip(report).read(x), model(x), 1e-5)
 
 
 @pytest.mark.slow
