@@ -15,7 +15,7 @@ os.environ["KERAS_BACKEND"] = "numpy"  # nothing here computes with Keras: Tenso
 
 from command_line import run
 
-from keras_cosattn.export import describe, files
+from keras_cosattn.export import describe, files, layout
 from keras_cosattn.export.graph import Graph
 from keras_cosattn.export.targets import TARGETS
 
@@ -101,8 +101,8 @@ def show_memory(name, graph, length):
         for key, (shape, _) in graph.specs(name)[0].items()
     }
     try:
-        partitions, peak = graph.allocated(name, shapes)
-        largest = graph.largest_tensors(name, shapes)
+        partitions, peak = layout.allocated(graph, name, shapes)
+        largest = layout.largest_tensors(graph, name, shapes)
     except (RuntimeError, ValueError) as error:  # such as ops that LiteRT does not know
         print(f"  memory not known: {' '.join(str(error).split())}")
         return

@@ -1,11 +1,7 @@
 """Where a file is to run: what that runtime asks of it, checked before the file is kept."""
 
-from keras_cosattn.export import checks, gpu, gpu_rules, half, runners
-from keras_cosattn.export.runtimes import (
-    TFLITE_MICRO,
-    TFLITE_MICRO_IN_FLOAT,
-    TFLITE_RUNTIME_2_14,
-)
+from keras_cosattn.export import checks, gpu, gpu_rules, half, micro, runners
+from keras_cosattn.export.runtimes import TFLITE_MICRO, TFLITE_RUNTIME_2_14
 
 
 class LiteRT:
@@ -122,21 +118,7 @@ class Micro(LiteRT):
     quantizations = (None, "weight_int8", "int8")
 
     def rewrite(self, graph):
-        """SELECT becomes SELECT_V2, which is the same where all shapes are, TILE of single steps
-        BROADCAST_TO, and REDUCE_ANY not all not; integers have 32 bits, and with booleans are
-        turned to float32, exact to 2^24, where it has no other form of an op.
-        """
-        graph.narrow()
-        for name, _, operator, subgraph in list(graph.operators()):
-            shapes = {tuple(subgraph.tensors[i].shape) for i in operator.inputs}
-            if name == "SELECT" and len(shapes) == 1:
-                graph.replace_op(operator, name := "SELECT_V2")
-            elif name == "TILE":
-                graph.spread(operator, subgraph)
-            elif name == "REDUCE_ANY":
-                graph.any_as_all(operator, subgraph)
-            if name in TFLITE_MICRO_IN_FLOAT:
-                graph.through_float(operator, subgraph, TFLITE_MICRO_IN_FLOAT[name])
+        micro.rewrite(graph)
 
     def refuse(self, graph):
         super().refuse(graph)

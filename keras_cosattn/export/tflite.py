@@ -5,7 +5,7 @@ import dataclasses
 import io
 import tempfile
 
-from keras_cosattn.export import checks, quantization, runners, targets
+from keras_cosattn.export import checks, layout, quantization, runners, targets
 from keras_cosattn.export.data import calibration
 from keras_cosattn.export.data import representative_data as examples
 from keras_cosattn.export.files import beside, content_id, size, zipped
@@ -129,7 +129,9 @@ def _checked(plan, target, way, content, path):
     more = target.check(plan, graph, least)
     if "sqnr" in more:
         checks.accept(plan, more["differences"], more["sqnr"], least)
-    layouts = {name: graph.allocated(name, plan.checked_shapes(name)) for name in plan.functions}
+    layouts = {
+        name: layout.allocated(graph, name, plan.checked_shapes(name)) for name in plan.functions
+    }
     fields = {"differences": differences, "sqnr": sqnr, **more}
     return Report.of(
         plan,

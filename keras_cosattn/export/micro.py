@@ -1,0 +1,88 @@
+"""TFLite graphs written in the ops and types of tflite-micro."""
+
+import numpy as np
+
+from keras_cosattn.export.runtimes import TFLITE_MICRO_IN_FLOAT
+
+
+def rewrite(graph):
+    """The same in other ops.
+
+    - SELECT is SELECT_V2 where all shapes are the same.
+    - TILE of axes of size one is BROADCAST_TO.
+    - REDUCE_ANY is not all not.
+    - Integers of 64 bits have 32. Where an op has no form for integers or booleans it computes in
+      float32, between two CASTs: exact to 2^24.
+    """
+    _narrow(graph)
+    for name, _, operator, subgraph in list(graph.operators()):
+        shapes = {tuple(subgraph.tensors[i].shape) for i in operator.inputs}
+        if name == "SELECT" and len(shapes) == 1:
+            graph.replace_op(operator, name := "SELECT_V2")
+        elif name == "TILE":
+            _spread(graph, subgraph, operator)
+        elif name == "REDUCE_ANY":
+            graph.replace_op(operator, "REDUCE_ALL", keep_options=True)
+            _convert(graph, subgraph, operator, [0], "LOGICAL_NOT", "BOOL")
+        if name in TFLITE_MICRO_IN_FLOAT:
+            _through_float(graph, subgraph, operator, TFLITE_MICRO_IN_FLOAT[name])
+
+
+def _narrow(graph):
+    """Hold in 32 bits what is held in 64, unless a signature takes or gives that or a constant
+    does not fit.
+    """
+    types, graphs = graph.tensor_types, graph.model.subgraphs
+    wide = [t for subgraph in graphs for t in subgraph.tensors if t.type == types.INT64]
+    ends = [s.tensors[i] for s in graphs for i in (*s.inputs, *s.outputs)]
+    constants = {id(t): x for t in wide if (x := graph.read(t, "int64")) is not None}
+    fit = all(np.array_equal(x, x.astype("int32")) for x in constants.values())
+    if not fit or any(tensor.type == types.INT64 for tensor in ends):
+        return
+    for tensor in wide:
+        tensor.type = types.INT32
+        if id(tensor) in constants:
+            tensor.buffer = graph.new_buffer(constants[id(tensor)].astype("int32"))
+    for *_, operator, _ in graph.operators():
+        for option in ("outputType", "outType", "inDataType", "outDataType"):
+            if getattr(operator.builtinOptions, option, None) == types.INT64:
+                setattr(operator.builtinOptions, option, types.INT32)
+
+
+def _spread(graph, subgraph, operator):
+    """Make BROADCAST_TO of a TILE that repeats axes of size one; others stay as they are."""
+    old, new = (subgraph.tensors[side[0]].shape for side in (operator.inputs, operator.outputs))
+    if all(m in (1, n) for m, n in zip(old, new, strict=True)):
+        operator.inputs = np.array([operator.inputs[0], graph.integers(subgraph, new)], "int32")
+        graph.replace_op(operator, "BROADCAST_TO", version=2)
+
+
+def _through_float(graph, subgraph, operator, places):
+    """Let an operator on integers or booleans compute in float32: CAST, the operator, CAST.
+
+    Args:
+        operator: one on other types stays as it is.
+        places: of the inputs that it computes with.
+    """
+    if {graph.type(subgraph, operator.inputs[i]) for i in places} <= {"INT32", "BOOL"}:
+        _convert(graph, subgraph, operator, places, "CAST", "FLOAT32")
+
+
+def _convert(graph, subgraph, operator, places, name, dtype):
+    """Put an op of one input before some inputs of an operator and behind all its outputs.
+
+    Args:
+        places: of the inputs.
+        name, dtype: the op's, and that of the tensors between it and the operator.
+    """
+    place = next(i for i, other in enumerate(subgraph.operators) if other is operator)
+    takes, gives = np.array(operator.inputs)[places], np.array(operator.outputs)
+    new = [graph.new_tensor(subgraph, subgraph.tensors[i], dtype=dtype) for i in (*takes, *gives)]
+    operator.inputs = np.array(operator.inputs, "int32")
+    operator.inputs[places] = new[: len(places)]
+    operator.outputs = np.array(new[len(places) :], "int32")
+    before = (graph.new_operator(name, [x], [y]) for x, y in zip(takes, new, strict=False))
+    after = (
+        graph.new_operator(name, [x], [y]) for x, y in zip(operator.outputs, gives, strict=True)
+    )
+    subgraph.operators[place : place + 1] = [*before, operator, *after]
