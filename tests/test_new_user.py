@@ -52,13 +52,18 @@ np.save(y, np.concatenate(outputs, axis=1))
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
 
 
-def texts():
+def texts(padded=True):
     """Tells kinds of text from their bytes; 0 is padding."""
     codes = keras.Input((None,), dtype="int32")
-    y = layers.Embedding(256, 16, mask_zero=True)(codes)
+    y = layers.Embedding(256, 16, mask_zero=padded)(codes)
     y = TransformerEncoder(32, attention=CosFormerAttention(2, 8, max_length=LENGTH))(y)
     y = layers.GlobalAveragePooling1D()(y)
     return keras.Model(codes, layers.Dense(4)(y), name="texts")
+
+
+def whole_texts():
+    """All of one length: GPU delegates cannot count what a mask leaves."""
+    return texts(padded=False)
 
 
 def sensor():
@@ -100,13 +105,13 @@ FILES = [
     File(texts, "litert", "litert", {"quantize": "dynamic_int8"}, 15),
     File(texts, "litert", "litert", {"length": LENGTH}),
     File(texts, "tflite-runtime", "tflite-runtime", {"quantize": "dynamic_int8"}, 15),
-    File(texts, "gpu", "litert", {"length": LENGTH}),  # on LiteRT's CPU
+    File(whole_texts, "gpu", "litert", {"length": LENGTH}),  # on LiteRT's CPU
     File(sensor, "litert", "litert"),
     File(sensor, "litert", "litert", {"quantize": "dynamic_int8"}, 15),
     File(sensor, "tflite-runtime", "tflite-runtime"),
     File(sensor, "micro", "micro"),
 ]
-QUICK = {"texts-gpu-4096", "sensor-litert"}
+QUICK = {"whole_texts-gpu-4096", "sensor-litert"}
 
 
 class Case(typing.NamedTuple):
@@ -124,7 +129,7 @@ def exported(request, tmp_path):
     model = file.build()
     to_tflite(model, tmp_path / "m.tflite", target=file.target, **file.options)
     shutil.copy(RUNNER, tmp_path)
-    inputs = some_texts(rng) if file.build is texts else some_steps(rng)
+    inputs = some_steps(rng) if file.build is sensor else some_texts(rng)
     for i, x in enumerate(inputs):
         np.save(tmp_path / f"x{i}.npy", x[None])
     expected = [np.asarray(model(x[None], training=False)) for x in inputs]
