@@ -5,10 +5,9 @@
 The rows are the cases of the tests, small models around each layer, causal and looking both ways;
 each is exported, run on its target and compared with Keras: in float32 the largest difference
 relative to the largest output, else the SQNR in dB. Files for the GPU run on LiteRT's CPU. A number
-in brackets is a note below the table: why there is no file; a quantisation that a target never takes
-has no column. Needs the extra `test`, and for
-tflite-runtime the network, once, and at most Python 3.11. Ends with status 1 if a file that was
-accepted is wrong.
+in brackets is a note below the table: why there is no file. A quantisation that a target never
+takes has no column. Needs the extra `test`, and for tflite-runtime the network, once, and at most
+Python 3.11. Ends with status 1 if a file that was accepted is wrong.
 """
 
 import argparse
