@@ -30,7 +30,14 @@ def random_inputs(model, steps):
             return ops.convert_to_tensor(rng.standard_normal(shape), dtype=spec.dtype)
         return ops.convert_to_tensor(rng.integers(0, 2, shape), dtype=spec.dtype)
 
-    return keras.tree.map_structure(draw, model.input)
+    return keras.tree.map_structure(draw, declared_input(model))
+
+
+def declared_input(model):
+    """What a functional or sequential model takes; None for a subclassed one."""
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0]  # its `input` raises, though it has been called (Keras 3.15)
+    return model.input if getattr(model, "inputs", None) else None
 
 
 def difference(whole, pieces):

@@ -132,6 +132,17 @@ def test_every_kind_of_numbers_is_smaller_and_keeps_its_distance(tmp_path, rng):
     assert all(size < sizes[None] for name, size in sizes.items() if name)
 
 
+def test_representative_data_are_the_first_examples_of_all_batches(rng):
+    x = inputs(rng, 10, 7, CHANNELS)
+    for dataset in (
+        tf.data.Dataset.from_tensor_slices((x, np.zeros(10))).batch(4),
+        iter([x[:3], x[3:]]),
+    ):
+        found = exporting.representative_data(dataset, count=6)
+        assert_close(np.concatenate(found), x[:6], 0)
+        assert {example.shape for example in found} == {(1, 7, CHANNELS)}
+
+
 def test_float16_keeps_a_row_that_sums_to_nothing_finite(tmp_path):
     """Small constants of the graph must not become zero with the weights."""
     model = causal()
@@ -214,6 +225,14 @@ def test_what_a_target_does_not_run_is_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         exporting.to_tflite(causal(), tmp_path / "m.tflite", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sequential_model_without_a_state_is_exported(tmp_path, rng):
+    model = keras.Sequential([keras.Input((None, CHANNELS)), keras.layers.Dense(3)])
+    report = exporting.to_tflite(model, tmp_path / "m.tflite")
+    assert set(report.signatures) == {"serve", "prefill", "step"}
+    x = inputs(rng, 1, 1, CHANNELS)
+    assert_close(runners.tflite(tmp_path / "m.tflite")("step", {"x": x})["y"], model(x), 1e-6)
 
 
 def test_a_length_that_the_model_cannot_have_is_refused(tmp_path):

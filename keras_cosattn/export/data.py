@@ -9,19 +9,19 @@ STEPS = 256
 """Most steps of one example that are streamed to see ranges; every eighth is looked at."""
 
 
-def batches(data, count=None):
-    """Inputs, and labels or None, of the first `count` batches: NumPy, `(b, t, ...)`.
+def batches(data):
+    """Inputs, and labels or None, of every batch: NumPy, `(b, t, ...)`.
 
     An element is the inputs, or a tuple that begins with the inputs and the labels, as for
     `model.fit`.
     """
-    for element in itertools.islice(data, count):
+    for element in data:
         x, y = element[:2] if isinstance(element, tuple) else (element, None)
         yield keras.tree.map_structure(np.asarray, x), y if y is None else np.asarray(y)
 
 
 def representative_data(dataset, count=16):
-    """The inputs of the first `count` batches of a dataset, as `to_tflite` takes them.
+    """The inputs of the first `count` examples of a dataset, each `(1, t, ...)`, for `to_tflite`.
 
     Args:
         dataset: a `tf.data.Dataset` or another iterable of batches, as for `model.fit`.
@@ -29,7 +29,13 @@ def representative_data(dataset, count=16):
 
     Raises ValueError if it is empty.
     """
-    found = [x for x, _ in batches(dataset, count)]
+
+    def examples():
+        for x, _ in batches(dataset):
+            for i in range(len(keras.tree.flatten(x)[0])):
+                yield keras.tree.map_structure(lambda array, i=i: array[i : i + 1], x)
+
+    found = list(itertools.islice(examples(), count))
     if not found:
         raise ValueError("The representative data are empty. Give at least one batch of inputs.")
     return found
@@ -41,7 +47,7 @@ def calibration(plan, run, inputs):
     Args:
         plan: a `Plan`.
         run: function `(signature, inputs) -> outputs` of the float file.
-        inputs: list of batches.
+        inputs: list of examples.
 
     Returns a list of (signature, named inputs).
     """

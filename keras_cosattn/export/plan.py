@@ -74,7 +74,7 @@ class Plan:
             "step": lambda: piece(self, 1),
         }
         self.functions = {name: make() for name, make in makers.items() if name in wanted}
-        if self.stream is not None and not alone:
+        if self.state_spec and not alone:
             self.functions[start] = begin(self)
         self.text = None
         if tokenizer is not None:

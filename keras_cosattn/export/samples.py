@@ -35,10 +35,8 @@ def with_size(x, batch, steps):
 
 def sizes(model, sample):
     """Input name -> (shape with None where any size will do, dtype)."""
-    flat = keras.tree.flatten(sample)
-    specs = (
-        keras.tree.flatten(model.input) if getattr(model, "inputs", None) else [None] * len(flat)
-    )
+    flat, declared = keras.tree.flatten(sample), probe.declared_input(model)
+    specs = [None] * len(flat) if declared is None else keras.tree.flatten(declared)
     found = {}
     for i, (x, spec) in enumerate(zip(flat, specs, strict=True)):
         name = "x" if len(flat) == 1 else spec.name if spec is not None else f"x_{i}"
