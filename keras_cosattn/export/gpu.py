@@ -15,7 +15,8 @@ def rewrite(graph):
     - GATHER with more than one axis of indices: RESHAPE, GATHER, RESHAPE.
     - BROADCAST_TO: TILE.
     - Operands of fewer axes than the result: RESHAPE. (A delegate has four axes always, and takes
-      the rows of a matrix for the batch.)
+      the rows of a matrix for the batch.) Of two that each repeat along an axis, TILE of one.
+    - Constants that come first in a difference or comparison come last.
     - Constants beyond float16's range, such as what a softmax sees in place of a masked score, are
       its ends; guards `MAXIMUM(x, c)` with a smaller c are its smallest number, as c would be zero.
     """
@@ -62,6 +63,21 @@ def _all_axes(graph, subgraph, operator):
         else:
             written.append(graph.reshape(subgraph, index, inputs[position]))
     operator.inputs = inputs
+    return [*written, operator]
+
+
+def _elementwise(graph, subgraph, operator):
+    """Operands with all axes; of two that each repeat along an axis TILE of one, no constant."""
+    *written, operator = _all_axes(graph, subgraph, operator)
+    inputs = np.array(operator.inputs, "int32")
+    if each_smaller(*(subgraph.tensors[i].shape for i in inputs)):
+        place = int(graph.is_constant(subgraph.tensors[inputs[0]]))
+        part, shape = inputs[place], subgraph.tensors[operator.outputs[0]].shape
+        inputs[place] = graph.new_tensor(subgraph, subgraph.tensors[part], shape)
+        tile = _tile(graph, subgraph, part, inputs[place])
+        truth = graph.type(subgraph, part) == "BOOL"
+        written += _as_numbers(graph, subgraph, tile) if truth else [tile]
+        operator.inputs = inputs
     return [*written, operator]
 
 
@@ -124,19 +140,35 @@ def _concatenation(graph, subgraph, operator):
     return _as_numbers(graph, subgraph, operator) if truth else [operator]
 
 
+def _constant_last(graph, subgraph, operator):
+    """`c < x` as `x > c`, `c - x` as `-x + c`: LiteRT takes a constant that comes first as last."""
+    first, second = operator.inputs
+    if graph.is_constant(subgraph.tensors[first]):
+        name, result = graph.op_name(operator), operator.outputs
+        if name in _MIRRORED:
+            operator = graph.new_operator(_MIRRORED[name], [second, first], result)
+        else:
+            negative = graph.new_tensor(subgraph, subgraph.tensors[second])
+            added = graph.new_operator("ADD", [negative, first], result)
+            added = _elementwise(graph, subgraph, added)
+            return [graph.new_operator("NEG", [second], [negative]), *added]
+    return _elementwise(graph, subgraph, operator)
+
+
+_MIRRORED = {
+    "LESS": "GREATER",
+    "GREATER": "LESS",
+    "LESS_EQUAL": "GREATER_EQUAL",
+    "GREATER_EQUAL": "LESS_EQUAL",
+}
+
+
 def _multiply(graph, subgraph, operator):
-    """A tensor times itself: SQUARE. Two that each repeat along an axis: TILE of the first."""
+    """A tensor times itself: SQUARE."""
     first, second = operator.inputs
     if first == second:
         return [graph.new_operator("SQUARE", [first], operator.outputs)]
-    *written, operator = _all_axes(graph, subgraph, operator)
-    if each_smaller(*(subgraph.tensors[i].shape for i in operator.inputs)):
-        first, second = operator.inputs
-        shape = subgraph.tensors[operator.outputs[0]].shape
-        whole = graph.new_tensor(subgraph, subgraph.tensors[first], shape)
-        written.append(_tile(graph, subgraph, first, whole))
-        operator.inputs = np.array([whole, second], "int32")
-    return [*written, operator]
+    return _elementwise(graph, subgraph, operator)
 
 
 def _gather(graph, subgraph, operator):
@@ -228,7 +260,8 @@ ELEMENTWISE = (
 """Ops whose operands may have fewer axes than their result."""
 
 _REWRITES = {
-    **dict.fromkeys(ELEMENTWISE, _all_axes),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys((*_MIRRORED, "SUB"), _constant_last),
     "MUL": _multiply,
     "CONCATENATION": _concatenation,
     "SELECT": _select,

@@ -10,6 +10,15 @@ from keras_cosattn.export.gpu import ELEMENTWISE, each_smaller
 
 MOST_AXES = 4
 NUMBERS = frozenset(["FLOAT32", "FLOAT16", "INT32"])
+CONSTANT_LAST = frozenset(
+    [
+        "DIV", "FLOOR_DIV", "FLOOR_MOD", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "POW",
+        "SUB",
+    ]
+)  # fmt: skip
+"""Ops of which LiteRT's GPU delegate takes a constant of many numbers that comes first for the
+last: measured, as is that it misreads constants of `_has_batch`."""
+
 LEAST_MASK = 1000.0
 """A score that so much is taken off has no weight: a mask, not a bias."""
 
@@ -66,13 +75,27 @@ def problems(graph):
             found.add(f"{name} of constants alone")
         elif name in ELEMENTWISE and len(set(inputs)) < len(inputs):
             found.add(f"{name} of one tensor twice")
+        elif name in CONSTANT_LAST and _is_table(graph, subgraph.tensors[inputs[0]]):
+            found.add(f"{name} of a constant that comes first")
+        elif name in ELEMENTWISE and any(_has_batch(graph, subgraph, i) for i in inputs):
+            found.add(f"{name} of a constant with other numbers for each example")
         elif name in ("CUMSUM", "GATHER") and graph.type(subgraph, inputs[0]) == "INT32":
             found.add(f"{name} of INT32")
         elif name == "GATHER" and len(subgraph.tensors[inputs[1]].shape) > 1:
             found.add("GATHER with indices for each example")
-        elif name == "MUL" and each_smaller(*(subgraph.tensors[i].shape for i in inputs)):
-            found.add("MUL of two tensors that each repeat along an axis")
+        elif name in ELEMENTWISE and each_smaller(*(subgraph.tensors[i].shape for i in inputs)):
+            found.add(f"{name} of two tensors that each repeat along an axis")
     return found
+
+
+def _is_table(graph, tensor):
+    return graph.is_constant(tensor) and tensor.shape is not None and np.prod(tensor.shape) > 1
+
+
+def _has_batch(graph, subgraph, index):
+    values = graph.values(subgraph, index)
+    numbers = values is not None and values.dtype == np.float32
+    return numbers and values.ndim in (2, 3) and values.shape[0] > 1
 
 
 def _adds_mask(graph, subgraph):
