@@ -120,6 +120,16 @@ def test_what_gpus_lack_is_refused_by_name(tmp_path):
         to_gpu(keras.Model(x, ops.reshape(five, (1, -1, CHANNELS))), tmp_path)
 
 
+def test_constants_come_last_and_are_the_same_for_every_example(tmp_path):
+    x = keras.Input((16, CHANNELS))
+    table = np.arange(16 * CHANNELS, dtype="float32").reshape(1, 16, CHANNELS)
+    to_gpu(keras.Model(x, ops.subtract(table, x)), tmp_path)
+    graph = Graph((tmp_path / "m.tflite").read_bytes())
+    assert [name for name, *_ in graph.operators()] == ["NEG", "ADD"]
+    with pytest.raises(ValueError, match=r"ADD of a constant with other numbers for each example"):
+        to_gpu(keras.Model(x, ops.add(x, np.concatenate([table, -table]))), tmp_path, batch_size=2)
+
+
 def test_numbers_beyond_float16_are_refused_also_those_still_to_come(tmp_path):
     x = keras.Input((None, CHANNELS))
     with pytest.raises(ValueError, match=r"leaves it: .* up to"):
