@@ -10,6 +10,7 @@ from variants import inputs
 from keras_cosattn import CosFormerAttention, TransformerDecoder, TransformerEncoder
 from keras_cosattn import export as exporting
 from keras_cosattn.export import checks, runners
+from keras_cosattn.export.plan import Plan
 
 CHANNELS = 6
 
@@ -253,3 +254,13 @@ def test_an_op_later_than_the_runtime_is_refused(tmp_path, monkeypatch):
 
 def per_channel(self, converter, target):
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
+
+
+def test_every_example_of_the_sample_is_compared(tmp_path, rng):
+    model, seen = classifier(blocks=1), []
+    sample = inputs(rng, 5, 20, CHANNELS)
+    exporting.to_tflite(model, tmp_path / "m.tflite", length=20, batch_size=2, sample=sample)
+    plan = Plan(model, sample=sample, batch_size=2, length=20)
+    exact = runners.tflite(tmp_path / "m.tflite")
+    checks.compare(plan, lambda name, given: seen.append(given["x"]) or exact(name, given))
+    assert_close(np.concatenate(seen)[:5], sample, 0)

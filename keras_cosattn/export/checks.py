@@ -17,10 +17,11 @@ def compare(plan, run):
         run: function `(signature, inputs) -> outputs`, the file.
     """
     found = {}
-    for name in ("serve", "serve_text"):
-        if name in plan.functions:
-            inputs, expected = plan.whole(name)
-            found[name] = [(expected, run(name, inputs))]
+    if "serve" in plan.functions:
+        found["serve"] = [(expected, run("serve", x)) for x, expected in plan.wholes()]
+    if "serve_text" in plan.functions:
+        texts, expected = plan.texts()
+        found["serve_text"] = [(expected, run("serve_text", texts))]
     if plan.streamed:
         pieces, inputs, whole = plan.streams()
         for name, start, end, outputs in streamed(plan, run, pieces, inputs):

@@ -79,7 +79,7 @@ class Plan:
         self.text = None
         if tokenizer is not None:
             self.text = text.Text(tokenizer, self.any_size)
-            self.text.check_range(self.call, self.whole()[0])
+            self.text.check_range(self.call, next(self.wholes())[0])
             self.functions |= {"tokenize": Tokenize(self), "serve_text": ServeText(self)}
         self.weights = _weights_id(model, self.stream)
 
@@ -210,13 +210,21 @@ class Plan:
             for name, (shape, dtype) in self.state_spec.items()
         }
 
-    def whole(self, name="serve"):
-        """Inputs of `serve` or `serve_text` and the model's outputs, both by name."""
-        if name == "serve":
-            takes = inputs = self.fit(self.sample, self.length)
-        else:
-            takes, inputs = self.text.examples
-        return takes, self.named_outputs(self.model(self.nest(inputs), training=False))
+    def wholes(self):
+        """Inputs of `serve` and the model's outputs, both by name, until the sample is through."""
+        size = self.batch_size or CHECKED_BATCH
+        for start in range(0, len(keras.tree.flatten(self.sample)[0]), size):
+            part = keras.tree.map_structure(lambda x, a=start: x[a : a + size], self.sample)
+            inputs = self.fit(part, self.length)
+            yield inputs, self._expected(inputs)
+
+    def texts(self):
+        """Inputs of `serve_text` and the model's outputs, both by name."""
+        texts, inputs = self.text.examples
+        return texts, self._expected(inputs)
+
+    def _expected(self, inputs):
+        return self.named_outputs(self.model(self.nest(inputs), training=False))
 
     def streams(self):
         """Pieces of a stream, `(signature, start, end)`, its inputs, and the model's outputs.
@@ -233,8 +241,7 @@ class Plan:
         if "step" in self.functions:
             start = first if first < steps else 0
             pieces += [("step", i, i + 1) for i in range(start, steps)]
-        outputs = self.model(self.nest(inputs), training=False)
-        return pieces, inputs, self.named_outputs(outputs)
+        return pieces, inputs, self._expected(inputs)
 
     def checked_shapes(self, name):
         """Input name -> shape with which a signature was checked."""
@@ -242,7 +249,7 @@ class Plan:
         if name == "init":
             return {"batch_size": ()}
         if name == "serve":
-            return {key: x.shape for key, x in self.whole()[0].items()}
+            return {key: x.shape for key, x in next(self.wholes())[0].items()}
         batch, length = (
             self.batch_size or CHECKED_BATCH,
             self.prefill_chunk or steps - CHECKED_STEPS,
