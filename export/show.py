@@ -6,12 +6,9 @@
 """
 
 import argparse
-import os
 import pathlib
 import textwrap
 import types
-
-os.environ["KERAS_BACKEND"] = "numpy"  # nothing here computes with Keras: TensorFlow stays out
 
 from command_line import run
 
