@@ -138,7 +138,7 @@ def explore(path):
         raise ImportError(
             "Model Explorer is not installed: pip install ai-edge-model-explorer"
         ) from error
-    model_explorer.visualize(model_paths=os.path.abspath(path))
+    model_explorer.visualize(model_paths=str(pathlib.Path(path).resolve()))
 
 
 if __name__ == "__main__":
