@@ -145,7 +145,7 @@ def traced_once(folder):
     write, written = Plan.write_saved_model, {}
 
     def write_or_copy(plan, path, for_tflite=False):
-        sizes = plan.batch_size, plan.length, plan.prefill_chunk
+        sizes = plan.batch_size, plan.length, plan.prefill_chunk, plan.means
         asked = id(plan.model), *plan.functions, *sizes
         if asked not in written:
             written[asked] = pathlib.Path(folder, f"{len(written)}")

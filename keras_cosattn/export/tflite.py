@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import tempfile
+import warnings
 
 from keras_cosattn.export import checks, layout, quantization, runners, targets
 from keras_cosattn.export.data import calibration
@@ -105,11 +106,7 @@ def _convert(plan, target, way, new, data):
     if way is not None:
         new.write_bytes(content)
         seen = calibration(plan, runners.tflite(new), data) if way.calibrated else None
-        silent = (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        )
-        with silent[0], silent[1]:  # the quantiser prints its progress
+        with _silence():
             content = way.rewrite(content, target, seen)
     graph = Graph(content)
     target.rewrite(graph)
@@ -118,6 +115,16 @@ def _convert(plan, target, way, new, data):
     for name, ends in plan.describe().items():
         graph.sort_ends(name, ends["inputs"], ends["outputs"])
     return graph.pack()
+
+
+@contextlib.contextmanager
+def _silence():
+    """The quantiser prints its progress, and warns of what it does."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
 
 
 def _checked(plan, target, way, content, path):
