@@ -121,10 +121,10 @@ def _convert(plan, target, way, new, data):
 def _silence():
     """The quantiser prints its progress, and warns of what it does."""
     nowhere = io.StringIO()
-    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
+    quiet = contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere)
+    with quiet[0], quiet[1], warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _checked(plan, target, way, content, path):
