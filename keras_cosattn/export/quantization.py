@@ -6,7 +6,20 @@ PRODUCTS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 """Ops that multiply by weights."""
 
 
-class Float16:
+class _Way:
+    """One way to make numbers smaller: with TensorFlow's converter, or after it."""
+
+    calibrated = False
+
+    def configure(self, converter, target):
+        """Set what TensorFlow's converter is to do."""
+
+    def rewrite(self, content, target, calibration):
+        """The bytes of the model quantised, if the converter did not."""
+        return content
+
+
+class Float16(_Way):
     """Weights in float16, half the size; computed in float32.
 
     By LiteRT's quantizer: TensorFlow's converter rounds the small constants of the graph too, so
@@ -15,22 +28,16 @@ class Float16:
 
     name = "float16"
     least_sqnr = 40.0
-    calibrated = False
-
-    def configure(self, converter, target):
-        """Set what TensorFlow's converter is to do."""
 
     def rewrite(self, content, target, calibration):
-        """The bytes of the model quantised, if the converter did not."""
         return _weights_only(content, num_bits=16, algorithm_key="float_casting")
 
 
-class DynamicInt8:
+class DynamicInt8(_Way):
     """Weights in int8, and what they multiply, with the range that it has at that moment."""
 
     name = "dynamic_int8"
     least_sqnr = 15.0
-    calibrated = False
 
     def configure(self, converter, target):
         import tensorflow as tf
@@ -39,19 +46,12 @@ class DynamicInt8:
         if target.name == "tflite-runtime":  # the per-channel op is of a later version
             converter._experimental_disable_per_channel_quantization_for_dense_layers = True
 
-    def rewrite(self, content, target, calibration):
-        return content
 
-
-class WeightInt8:
+class WeightInt8(_Way):
     """Weights in int8, a quarter of the size; computed in float32."""
 
     name = "weight_int8"
     least_sqnr = 20.0
-    calibrated = False
-
-    def configure(self, converter, target):
-        pass
 
     def rewrite(self, content, target, calibration):
         # tflite-micro turns all channels back with the first one's scale.
@@ -59,7 +59,7 @@ class WeightInt8:
         return _weights_only(content, num_bits=8, granularity=scales)
 
 
-class Int8:
+class Int8(_Way):
     """Dense and convolution layers in int8 with ranges seen on representative data.
 
     The attention's core, norms and state stay in float32: sums that grow with the input fit no
@@ -69,9 +69,6 @@ class Int8:
     name = "int8"
     least_sqnr = 10.0
     calibrated = True
-
-    def configure(self, converter, target):
-        pass
 
     def rewrite(self, content, target, calibration):
         quantizer = _quantizer(content)
