@@ -220,6 +220,7 @@ def test_differences_and_sqnr_are_what_they_say(rng):
         ({"prefill_chunk": 0}, r"`prefill_chunk` must be at least 1, or None. Received: 0"),
         ({"length": "long"}, r"`length` must be at least 1, or None. Received: 'long'"),
         ({"representative_data": []}, r"representative data are empty"),
+        ({"representative_data": [np.ones((4, 6))]}, r"hold batches. .* Received: \(1, 6\)"),
     ],
 )
 def test_what_a_target_does_not_run_is_refused(options, message, tmp_path):

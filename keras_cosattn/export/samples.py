@@ -13,7 +13,15 @@ FEW = 12
 def longest(model, steps, sample):
     """`sample`, or random inputs of as many steps as the model takes, up to `steps`, in NumPy."""
     if sample is not None:
-        return keras.tree.map_structure(ops.convert_to_numpy, sample)
+        sample = keras.tree.map_structure(ops.convert_to_numpy, sample)
+        specs = keras.tree.flatten(probe.declared_input(model))
+        for x, spec in zip(keras.tree.flatten(sample), specs, strict=False):
+            if spec is not None and x.ndim != len(spec.shape):
+                raise ValueError(
+                    "`sample` and `representative_data` hold batches. Expected shape "
+                    f"{tuple(spec.shape)}. Received: {x.shape}"
+                )
+        return sample
     for length in (steps, FEW, 2):
         sample = probe.random_inputs(model, length)
         try:
