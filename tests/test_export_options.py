@@ -17,11 +17,11 @@ CHANNELS = 6
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
 
 
-def causal(dtype=None, horizon=8, units=3):
+def causal(dtype=None, horizon=8, units=3, max_length=None):
     keras.utils.set_random_seed(0)
     x = keras.Input((None, CHANNELS))
     y = keras.layers.Dense(units, dtype=dtype)(x) if units > 3 else x
-    attention = CosFormerAttention(2, 4, horizon=horizon, dtype=dtype)
+    attention = CosFormerAttention(2, 4, horizon=horizon, max_length=max_length, dtype=dtype)
     y = TransformerDecoder(16, attention=attention, normalize_first=True, dtype=dtype)(y)
     return keras.Model(x, keras.layers.Dense(units, dtype="float32")(y), name="causal")
 
@@ -56,6 +56,15 @@ def test_a_fixed_size_is_one_delegated_part_and_any_length_at_most_three(tmp_pat
     for t in (150, 1, 33):
         x = inputs(rng, 1, t, CHANNELS)
         assert_close(run("serve", {"x": x})["y"], model(x), 1e-5)
+
+
+def test_a_stream_is_one_delegated_part_too(tmp_path):
+    model, path = causal(horizon=None, max_length=200), tmp_path / "m.tflite"
+    report = exporting.to_tflite(model, path, signatures=["prefill", "step"], prefill_chunk=40)
+    assert report.partitions == {"prefill": 1, "step": 1, "init": 0}
+    interpreter = runners.interpreter_class()(model_path=str(path))
+    interpreter.allocate_tensors()  # which delegates all graphs, or none if the first has no ops
+    assert "DELEGATE" in [op["op_name"] for op in interpreter._get_ops_details()]
 
 
 def test_a_stream_begins_with_init_or_reset(tmp_path, rng, step_file):

@@ -203,6 +203,21 @@ class Graph:
             for i, tensor in enumerate(graph.tensors):
                 tensor.name = str(i).encode()
 
+    def put_first(self, signature):
+        """Exchange the first graph with that of a signature, wherever they are spoken of."""
+        graphs, index = self.model.subgraphs, self.signatures[signature]
+        graphs[0], graphs[index] = graphs[index], graphs[0]
+
+        def new(i):
+            return {0: index, index: 0}.get(i, i)
+
+        for definition in self.model.signatureDefs:
+            definition.subgraphIndex = new(definition.subgraphIndex)
+        self.signatures = {name: new(i) for name, i in self.signatures.items()}
+        for _, _, operator, _ in self.operators():
+            for name, called in calls(operator).items():
+                setattr(operator.builtinOptions, name, new(called))
+
     def pack(self):
         """The bytes of the model as it is now."""
         import flatbuffers

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from keras_cosattn.export.graph import calls
 from keras_cosattn.export.runners import interpreter_class
 
 
@@ -45,12 +44,8 @@ def _interpreter(graph, signature, shapes):
 
     Where shapes are open, many tensors have no size before.
     """
-    index, packed = graph.signatures[signature], graph.content
-    if index:
-        _swap(graph, index)
-        packed = graph.pack()
-        _swap(graph, index)
-    interpreter = interpreter_class()(model_content=packed, num_threads=1)
+    graph.put_first(signature)
+    interpreter = interpreter_class()(model_content=graph.pack(), num_threads=1)
     places = {d["index"]: d for d in interpreter.get_input_details()}
     entries = graph.definition(signature).inputs or ()
     for entry in entries:
@@ -82,21 +77,6 @@ def _peak(graph, subgraph, sizes):
             changes[span[0]] += sizes.get(i, 0)
             changes[span[1] + 1] -= sizes.get(i, 0)
     return int(always + np.cumsum(changes).max(initial=0))
-
-
-def _swap(graph, index):
-    """Exchange the first graph with another, wherever they are spoken of."""
-    graphs = graph.model.subgraphs
-    graphs[0], graphs[index] = graphs[index], graphs[0]
-
-    def new(i):
-        return {0: index, index: 0}.get(i, i)
-
-    for definition in graph.model.signatureDefs:
-        definition.subgraphIndex = new(definition.subgraphIndex)
-    for _, _, operator, _ in graph.operators():
-        for name, called in calls(operator).items():
-            setattr(operator.builtinOptions, name, new(called))
 
 
 def _sizes(interpreter):

@@ -114,6 +114,8 @@ def _convert(plan, target, way, new, data):
     graph.forget_names()
     for name, ends in plan.describe().items():
         graph.sort_ends(name, ends["inputs"], ends["outputs"])
+    # Interpreters use XNNPACK in no graph at all where the first has no ops, as `init`.
+    graph.put_first(next(iter(plan.functions)))
     return graph.pack()
 
 

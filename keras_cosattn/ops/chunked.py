@@ -63,19 +63,22 @@ def causal_sums(
     t = ops.shape(k)[1]
     if k.shape[1] == 1 and not strict:
         return _one_step(q_read, k_write, v, state, q_previous, runs)
-    size = min(chunk_size, t) if isinstance(t, int) else chunk_size
+    one_chunk = isinstance(t, int) and t <= chunk_size
+    size = t if one_chunk else chunk_size
 
-    past = _past(size, group, strict)
-    weights = _kernel_weights(size, group, kernel, positions)
+    weights = ops.cast(_past(size, group, strict), k.dtype)
+    if kernel is not None:
+        weights = weights * _kernel_weights(size, group, kernel, positions)
     v = _split(v, size)
     if runs is not None:
         runs = _split_ids(runs, size)
-        past = ops.logical_and(past, _sees(runs, group, 1 if q_previous is not None else 0))
-    out = _inside(_split(q, size * group), _split(k, size), v, weights, past)
+        seen = _sees(runs, group, 1 if q_previous is not None else 0)
+        weights = weights * ops.cast(seen, k.dtype)
+    out = _inside(_split(q, size * group), _split(k, size), v, weights)
 
     q_read, k_write = _split(q_read, size * group), _split(k_write, size)
     if runs is None:
-        before, state = _sums_before(k_write, v, state)
+        before, state = _sums_before(k_write, v, state, one_chunk)
         out = out + _read(q_read, before)
     else:
         q_previous = None if q_previous is None else _split(q_previous, size * group)
@@ -135,12 +138,13 @@ def _read(q, sums):
     return ops.einsum("zihf,zhfe->zihe", q, sums)
 
 
-def _inside(q, k, v, weights, past):
-    """Attention among the steps of one chunk, `(z, C g, h, e)`."""
-    scores = ops.einsum("zihd,zjhd->zhij", q, k)
-    if weights is not None:
-        scores = scores * weights
-    return ops.einsum("zhij,zjhe->zihe", ops.where(past, scores, ops.zeros_like(scores)), v)
+def _inside(q, k, v, weights):
+    """Attention among the steps of one chunk, `(z, C g, h, e)`.
+
+    The weights are zero where a step is not seen: a choice would cut a TFLite graph in two.
+    """
+    scores = ops.einsum("zihd,zjhd->zhij", q, k) * weights
+    return ops.einsum("zhij,zjhe->zihe", scores, v)
 
 
 def _past(size, group, strict):
@@ -152,8 +156,6 @@ def _past(size, group, strict):
 
 def _kernel_weights(size, group, kernel, positions):
     """The kernel at the distances inside a chunk, `(C g, C)` or `(z or n, 1, C g, C)`."""
-    if kernel is None:
-        return None
     if positions is None:
         step = ops.arange(size, dtype="int32")
         return kernel(ops.expand_dims(arrays.each_row(step, group, axis=0), 1) - step)
@@ -170,9 +172,12 @@ def _sees(runs, group, reach):
     return ops.expand_dims(ops.logical_and(ahead >= 0, ahead <= reach), 1)
 
 
-def _sums_before(k_write, v, state):
+def _sums_before(k_write, v, state, one_chunk):
     """The sums before each chunk `(z, h, f, e)`, and after the last."""
-    new = _with_chunks(_outer(k_write, v), state["sums"])
+    new = _outer(k_write, v)
+    if one_chunk:
+        return state["sums"], {"sums": state["sums"] + new}
+    new = _with_chunks(new, state["sums"])
     sums = ops.cumsum(ops.concatenate([_flat(state["sums"]), new], axis=1), axis=1)
     like = state["sums"]
     return _unflat(sums[:, :-1], like), {"sums": _unflat(sums[:, -1:], like)}
