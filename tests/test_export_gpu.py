@@ -10,7 +10,13 @@ from keras import ops
 from support import BACKEND, assert_close
 from variants import CASES, inputs, layer_of
 
-from keras_cosattn import CosFormerAttention, LinearAttention, RunningMean, Streaming
+from keras_cosattn import (
+    CosFormerAttention,
+    LinearAttention,
+    RunningMean,
+    Streaming,
+    TransformerEncoder,
+)
 from keras_cosattn import export as exporting
 from keras_cosattn.export import checks
 from keras_cosattn.export.gpu import LARGEST, SMALLEST
@@ -118,6 +124,21 @@ def test_what_gpus_lack_is_refused_by_name(tmp_path):
     five = ops.transpose(ops.reshape(x, (1, -1, 1, 2, 3)), (0, 1, 2, 4, 3))
     with pytest.raises(ValueError, match=r"with 5 axes"):
         to_gpu(keras.Model(x, ops.reshape(five, (1, -1, CHANNELS))), tmp_path)
+
+
+@pytest.mark.parametrize("length", [64, 2049])
+def test_padded_texts_are_counted_as_far_as_float16_counts(length, tmp_path, rng):
+    ids = rng.integers(1, 20, (1, length)).astype("int32")
+    ids[:, 50:] = 0
+    x = keras.Input((None,), dtype="int32")
+    y = keras.layers.Embedding(20, 8, mask_zero=True)(x)
+    y = TransformerEncoder(16, attention=CosFormerAttention(2, 4, max_length=length))(y)
+    padded = keras.Model(x, keras.layers.GlobalAveragePooling1D()(y))
+    if length > 2048:
+        with pytest.raises(ValueError, match=r"model whole: CUMSUM of INT32"):
+            to_gpu(padded, tmp_path, length=length, sample=ids)
+    else:
+        assert to_gpu(padded, tmp_path, length=length, sample=ids).largest_difference < 1e-5
 
 
 def test_constants_come_last_and_are_the_same_for_every_example(tmp_path):

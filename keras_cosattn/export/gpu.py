@@ -7,6 +7,9 @@ import numpy as np
 LARGEST, SMALLEST = 65504.0, 2.0**-14
 """The largest and the smallest normal number of float16, in which GPU delegates compute."""
 
+MOST_COUNTED = 2048
+"""float16 counts to here in steps of one."""
+
 
 def rewrite(graph):
     """The same in other ops: all axes are there, no fifth is made, and no number leaves float16.
@@ -14,6 +17,7 @@ def rewrite(graph):
     - STRIDED_SLICE of fewer than three axes, or that drops one: between two RESHAPEs.
     - GATHER with more than one axis of indices: RESHAPE, GATHER, RESHAPE.
     - BROADCAST_TO: TILE.
+    - CUMSUM that counts truth values along at most 2,048 steps, where float16 counts: in float32.
     - Operands of fewer axes than the result: RESHAPE. (A delegate has four axes always, and takes
       the rows of a matrix for the batch.) Of two that each repeat along an axis, TILE of one.
     - Constants that come first in a difference or comparison come last.
@@ -205,6 +209,30 @@ def _broadcast_to(graph, subgraph, operator):
     ]
 
 
+def _cumsum(graph, subgraph, operator):
+    """Of truth values as integers: of them as float32, and CAST, where float16 can count so far."""
+    source, axis = operator.inputs
+    destination, shape = operator.outputs[0], subgraph.tensors[operator.inputs[0]].shape
+    maker = next((o for o in subgraph.operators if source in o.outputs), None)
+    counts = (
+        maker is not None
+        and graph.op_name(maker) == "CAST"
+        and graph.type(subgraph, maker.inputs[0]) == "BOOL"
+        and shape[int(graph.values(subgraph, axis))] <= MOST_COUNTED
+    )
+    if not counts or graph.type(subgraph, destination) != "INT32":
+        return [operator]
+    like = subgraph.tensors[destination]
+    number, count = (graph.new_tensor(subgraph, like, dtype="FLOAT32") for _ in range(2))
+    operator.inputs = np.array([number, axis], "int32")
+    operator.outputs = np.array([count], "int32")
+    return [
+        graph.new_operator("CAST", [source], [number]),
+        operator,
+        graph.new_operator("CAST", [count], [destination]),
+    ]
+
+
 def _select(graph, subgraph, operator):
     """Operands with all axes, and TILE of those to choose from to the size of the result."""
     *written, operator = _all_axes(graph, subgraph, operator)
@@ -270,4 +298,5 @@ _REWRITES = {
     "STRIDED_SLICE": _strided_slice,
     "GATHER": _gather,
     "BROADCAST_TO": _broadcast_to,
+    "CUMSUM": _cumsum,
 }
