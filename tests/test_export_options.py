@@ -1,5 +1,7 @@
 """Sizes, forms of the state, numbers and targets: what is asked for is what the file has."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -65,6 +67,13 @@ def test_a_stream_is_one_delegated_part_too(tmp_path):
     interpreter = runners.interpreter_class()(model_path=str(path))
     interpreter.allocate_tensors()  # which delegates all graphs, or none if the first has no ops
     assert "DELEGATE" in [op["op_name"] for op in interpreter._get_ops_details()]
+
+
+def test_a_short_sample_is_repeated_until_every_signature_has_its_steps():
+    plan = Plan(causal(), sample=np.ones((1, 9, CHANNELS), "float32"), prefill_chunk=40)
+    pieces, given, expected = plan.streams()
+    assert pieces[:2] == [("prefill", 0, 40), ("step", 40, 41)]
+    assert given["x"].shape[1] == expected["y"].shape[1] == pieces[-1][-1]
 
 
 def test_a_stream_begins_with_init_or_reset(tmp_path, rng, step_file):
@@ -161,6 +170,19 @@ def test_float16_keeps_a_row_that_sums_to_nothing_finite(tmp_path):
     run = runners.tflite(tmp_path / "m.tflite")
     found = run("step", {"x": np.ones((1, 1, CHANNELS), "float32"), **run("init", {})})
     assert np.isfinite(found["y"]).all()
+
+
+def test_an_export_prints_and_logs_nothing(tmp_path, capsys, caplog):
+    handlers = logging.getLogger().handlers
+    for quantize in ("float16", "int8"):
+        exporting.to_tflite(
+            causal(units=64), tmp_path / "m.tflite", signatures=["prefill", "step"],
+            prefill_chunk=8, quantize=quantize,
+            representative_data=[np.ones((1, 9, CHANNELS), "float32")],
+        )  # fmt: skip
+    assert tuple(capsys.readouterr()) == ("", "")
+    assert not caplog.records
+    assert logging.getLogger().handlers is handlers
 
 
 def test_verify_prints_the_accuracy_and_the_drift(step_file, rng, capsys):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 
 import keras
 import numpy as np
@@ -232,7 +233,7 @@ class Plan:
         A piece that starts at 0 begins the stream again.
         """
         steps = max(x.shape[1] for x in keras.tree.flatten(self.sample))
-        limit = self.stream.max_steps or steps
+        limit = self.stream.max_steps or math.inf
         chunk = self.prefill_chunk or max(min(steps, limit) - CHECKED_STEPS, 1)
         first = chunk if "prefill" in self.functions else 0
         steps = min(max(first, 1) + CHECKED_STEPS, limit)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import tempfile
 import warnings
 
@@ -121,12 +122,16 @@ def _convert(plan, target, way, new, data):
 
 @contextlib.contextmanager
 def _silence():
-    """The quantiser prints its progress, and warns of what it does."""
-    nowhere = io.StringIO()
+    """The quantiser prints its progress, and warns and logs what it does."""
+    nowhere, log = io.StringIO(), logging.getLogger()
     quiet = contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere)
     with quiet[0], quiet[1], warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        yield
+        handlers, log.handlers = log.handlers, [logging.NullHandler()]
+        try:
+            yield
+        finally:
+            log.handlers = handlers
 
 
 def _checked(plan, target, way, content, path):
