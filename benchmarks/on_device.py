@@ -209,20 +209,25 @@ def streaming(folder, steps):
         f"\nA step after 1,000 steps {young:.1f} us, after {steps:,} {old:.1f} us: ratio "
         f"{old / young:.3f}; bytes of state all along: {found['bytes']}"
     )
-    print(f"\n{'chunk':>6} {'us a token':>11} {'plain':>7} {'ratio':>6}")
     limit = 1 << 17
     forms = {
-        "chunked": CosFormerAttention(HEADS, WIDTH // HEADS, max_length=limit, chunk_size=16),
+        "bounded": CosFormerAttention(HEADS, WIDTH // HEADS, max_length=limit),
+        "endless": CosFormerAttention(HEADS, WIDTH // HEADS, horizon=1024),
         "plain": plain_attention()(HEADS, WIDTH // HEADS, limit),
     }
     models = {name: model(attention, True) for name, attention in forms.items()}
-    models["plain"].set_weights(models["chunked"].get_weights())
+    print(f"\n{'us a token':12}" + "".join(f"{name:>9}" for name in forms) + f"{'ratio':>9}")
     for chunk in (64, 128, 1024):
         paths = [folder / f"{name}_{chunk}.tflite" for name in forms]
         for path, each in zip(paths, models.values(), strict=True):
+            each.set_weights(models["plain"].get_weights())
             to_tflite(each, path, signatures=["prefill"], prefill_chunk=chunk)
-        ours, plain = on_device("chunks", *paths)
-        print(f"{chunk:6} {ours:11.2f} {plain:7.2f} {plain / ours:6.1f}", flush=True)
+        times = on_device("chunks", *paths)
+        print(
+            f"chunks {chunk:5}" + "".join(f"{us:9.2f}" for us in times)
+            + f"{times[-1] / times[0]:9.1f}",
+            flush=True,
+        )  # fmt: skip
 
 
 def main():
