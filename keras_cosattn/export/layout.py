@@ -11,6 +11,7 @@ def allocated(graph, signature, shapes):
     """How a runtime lays out one signature at given sizes of its inputs.
 
     Args:
+        graph: a `Graph`, in which that of the signature comes first afterwards.
         signature: its name.
         shapes: input name -> shape.
 
