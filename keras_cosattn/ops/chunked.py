@@ -102,8 +102,8 @@ def segmented_cumsum(x, ids):
     totals = ops.matmul(_same_run(last, x.dtype), within[:, :, -1])
     carried = ops.concatenate([ops.zeros_like(totals[:, :1]), totals[:, :-1]], axis=1)
     carried_ids = ops.concatenate([ids[:, :1, 0], last[:, :-1]], axis=1)
-    goes_on = ops.equal(ids, ops.expand_dims(carried_ids, 2))
-    carried = ops.where(ops.expand_dims(goes_on, 3), ops.expand_dims(carried, 2), 0.0)
+    goes_on = ops.cast(ops.equal(ids, ops.expand_dims(carried_ids, 2)), x.dtype)
+    carried = ops.expand_dims(carried, 2) * ops.expand_dims(goes_on, 3)
     return ops.reshape(within + carried, (b, -1, width))[:, :n]
 
 
@@ -203,8 +203,8 @@ def _read_runs(q_read, q_previous, k_write, v, state, runs, group):
         return _read(_choose(own, q_read), before), state_after
 
     step = ops.expand_dims(last - came, 2)
-    new = written_by(last - 1) + ops.where(ops.equal(step, 1), sums[:, :-1], 0.0)
-    new = ops.where(ops.equal(step, 0), ops.zeros_like(new), new)
+    goes_on, next_one = (ops.cast(x, sums.dtype) for x in (ops.equal(step, 0), ops.equal(step, 1)))
+    new = (written_by(last - 1) + sums[:, :-1] * next_one) * (1.0 - goes_on)
     previous = ops.concatenate([_flat(state["previous"]), new], axis=1)
     previous = segmented_cumsum(previous, ids)
     state_after["previous"] = _unflat(previous[:, -1:], like)
@@ -214,8 +214,8 @@ def _read_runs(q_read, q_previous, k_write, v, state, runs, group):
 
 
 def _choose(chosen, x):
-    """`x (z, C, h, f)` where `chosen (b, n, C)`, exact zeros elsewhere."""
-    return arrays.zero_masked(x, ops.reshape(chosen, (-1, chosen.shape[2])))
+    """`x (z, C, h, f)` where `chosen (b, n, C)`, zeros elsewhere."""
+    return x * ops.cast(ops.reshape(chosen, (-1, chosen.shape[2], 1, 1)), x.dtype)
 
 
 def _split(x, size):
