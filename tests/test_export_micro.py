@@ -9,7 +9,7 @@ from support import BACKEND, assert_close
 from variants import inputs
 
 from keras_cosattn import CausalConv1D, CosFormerAttention, PositionEmbedding, TransformerDecoder
-from keras_cosattn.export import checks, runners, to_tflite
+from keras_cosattn.export import checks, runners, to_tflite, verify
 
 runtime = pytest.importorskip("tflite_micro", reason="needs the extra `micro`").runtime
 
@@ -146,3 +146,16 @@ def test_without_tflite_micro_it_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'keras-cosattn\[micro\]'"):
         to_tflite(convolution(), tmp_path / "m.tflite", target="micro")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("state", ["tensors", "variables"])
+def test_verify_runs_every_stream_from_its_start_on_tflite_micro(
+    state, model, tmp_path, rng, monkeypatch
+):
+    to_tflite(model, tmp_path / "m.tflite", target="micro", state=state)
+    monkeypatch.delattr(runners, "tflite")
+    streams = [inputs(rng, 1, STEPS, CHANNELS) for _ in range(4)]
+    labelled = [(x, np.asarray(model(x)).argmax(-1)) for x in streams]
+    report = verify(model, tmp_path / "m.tflite", dataset=labelled, verbose=0)
+    assert report.accuracy == {"keras": 1.0, "file": 1.0}
+    assert report.largest_difference < 1e-5

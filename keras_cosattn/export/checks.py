@@ -33,29 +33,22 @@ def compare(plan, run):
 
 def streamed(plan, run, pieces, inputs):
     """Run the pieces one after the other: yields each with its outputs."""
-    start_again = next(name for name in (*plan.functions, "nothing") if name in _STARTS)
     for name, start, end in pieces:
         if start == 0:
-            state = _STARTS[start_again](plan, run)
+            state = _begin(plan, run)
         outputs = run(name, {**{key: x[:, start:end] for key, x in inputs.items()}, **state})
         state = {key: outputs.pop(key) for key in state}
         yield name, start, end, outputs
 
 
-def _init(plan, run):
+def _begin(plan, run):
+    """The state of a new stream."""
+    if plan.state_form == "variables":
+        run("reset", {})
+        return {}
+    if "init" not in plan.functions:
+        return plan.zero_state()
     return run("init", {"batch_size": np.int32(CHECKED_BATCH)} if plan.batch_size is None else {})
-
-
-def _reset(plan, run):
-    run("reset", {})
-    return {}
-
-
-def _nothing(plan, run):
-    return {} if plan.state_form == "variables" else plan.zero_state()
-
-
-_STARTS = {"init": _init, "reset": _reset, "nothing": _nothing}
 
 
 def largest_difference(pairs):

@@ -34,12 +34,22 @@ def saved_model(path):
 
 
 def tflite(path):
-    """A TFLite file, on LiteRT, with one thread."""
-    interpreter = interpreter_class()(model_path=str(path), num_threads=1)
-    runners = {
-        name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()
-    }
-    return lambda signature, inputs: dict(runners[signature](**inputs))
+    """A TFLite file, on LiteRT, with one thread; one without a `reset` is loaded anew for it."""
+
+    def load():
+        file = interpreter_class()(model_path=str(path), num_threads=1)
+        return {name: file.get_signature_runner(name) for name in file.get_signature_list()}
+
+    signatures = load()
+
+    def run(signature, inputs):
+        nonlocal signatures
+        if signature == "reset" and signature not in signatures:
+            signatures = load()
+            return {}
+        return dict(signatures[signature](**inputs))
+
+    return run
 
 
 def every_tensor(graph):
@@ -78,7 +88,7 @@ def interpreter_class():
 
 
 def micro(content, names, arena_size):
-    """A model with one signature, on tflite-micro, which knows its tensors by their places.
+    """A model with one signature, and `reset`, on tflite-micro, which knows tensors by places.
 
     Args:
         content: the bytes of the model.
@@ -90,6 +100,9 @@ def micro(content, names, arena_size):
     interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena_size)
 
     def run(signature, inputs):
+        if signature == "reset":
+            interpreter.reset()
+            return {}
         for i, name in enumerate(names[0]):
             interpreter.set_input(inputs[name], i)
         interpreter.invoke()

@@ -13,11 +13,13 @@ from keras_cosattn.export.plan import SIGNATURES, Plan
 from keras_cosattn.export.precision import in_float32
 from keras_cosattn.export.quantization import QUANTIZATIONS
 from keras_cosattn.export.report import Report, describe
-from keras_cosattn.export.targets import GPU
+from keras_cosattn.export.targets import GPU, Micro
 
 
 def verify(model, path, *, sample=None, dataset=None, metric=None, drift_steps=0, verbose=1):
     """Run an exported file again beside the Keras model it came from, and return a `Report`.
+
+    On LiteRT, or what it was written for if that is TensorFlow or tflite-micro.
 
     Args:
         model: the model, on the TensorFlow backend.
@@ -37,16 +39,17 @@ def verify(model, path, *, sample=None, dataset=None, metric=None, drift_steps=0
     about = describe(path)
     tokenizer = text.of_file(path, about)
     plan = _plan(in_float32(model, sample), about, sample, tokenizer)
-    start = runners.saved_model if pathlib.Path(path).is_dir() else runners.tflite
     least = QUANTIZATIONS[about["quantize"]].least_sqnr if about["quantize"] else None
-    differences, sqnr = checks.compare(plan, start(path))
+    differences, sqnr = checks.compare(plan, _start(path, about))
     checks.accept(plan, differences, sqnr, least)
     kept = {name: about[name] for name in ("target", "quantize", "ops", "partitions", "peak_bytes")}
     report = Report.of(plan, path, differences, sqnr, arena_bytes=about["arena_bytes"], **kept)
     if dataset is not None:
-        report = dataclasses.replace(report, accuracy=_accuracy(plan, start(path), dataset, metric))
+        accuracy = _accuracy(plan, _start(path, about), dataset, metric)
+        report = dataclasses.replace(report, accuracy=accuracy)
     if drift_steps:
-        report = dataclasses.replace(report, drift=_drift(plan, start(path), dataset, drift_steps))
+        drift = _drift(plan, _start(path, about), dataset, drift_steps)
+        report = dataclasses.replace(report, drift=drift)
     if verbose:
         print(report)
     return report
@@ -66,6 +69,19 @@ def _plan(model, about, sample, tokenizer):
         state_form=about["state_form"], alone=alone, tokenizer=tokenizer,
         means=about["target"] == GPU.name,
     )  # fmt: skip
+
+
+def _start(path, about):
+    """The file on the runtime that it was written for; a GPU's or an older LiteRT's on LiteRT."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return runners.saved_model(path)
+    if about["target"] != Micro.name:
+        return runners.tflite(path)
+    (ends,) = about["signatures"].values()
+    content = path.read_bytes()[: about["content"]["bytes"]]
+    names = list(ends["inputs"]), list(ends["outputs"])
+    return runners.micro(content, names, about["arena_bytes"])
 
 
 def _accuracy(plan, run, dataset, metric):
