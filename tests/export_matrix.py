@@ -42,6 +42,10 @@ SIZES = ((1, 1), (3, 31), (2, 13))
 EQUAL = 1e-4
 """Float32 in another order of summation, relative to the largest output."""
 
+OTHER_INPUTS = 3.0
+"""dB that may be lost on inputs that the exporter did not see: its promise is for those of its
+check, and layers that choose by rank or hash choose otherwise now and then."""
+
 ROWS = [(case, True) for case in STREAMING] + [(case, False) for case in BIDIRECTIONAL]
 COLUMNS = [(name, way) for name, target in TARGETS.items() for way in target.quantizations]
 
@@ -100,7 +104,7 @@ class Outcome(typing.NamedTuple):
             return True
         if self.least_sqnr is None:
             return self.difference <= EQUAL
-        return self.sqnr >= self.least_sqnr
+        return self.sqnr >= self.least_sqnr - OTHER_INPUTS
 
 
 def outcome(cell, path, runtime, signatures=None):
@@ -132,8 +136,8 @@ def outcome(cell, path, runtime, signatures=None):
 
 
 def reason(error):
-    """The first sentence of a refusal, and what the runtime itself said."""
-    return re.split(r"(?<=\.) (?!It says)| \| Traceback", str(error))[0]
+    """The first sentence of a refusal, and what was measured or the runtime itself said."""
+    return re.split(r"(?<=\.) (?!It says|Differences)| \| Traceback", str(error))[0]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,12 @@ import tensorflow as tf
 from support import BACKEND, assert_close
 from variants import inputs
 
-from keras_cosattn import CosFormerAttention, TransformerDecoder, TransformerEncoder
+from keras_cosattn import (
+    CompressiveMemoryAttention,
+    CosFormerAttention,
+    TransformerDecoder,
+    TransformerEncoder,
+)
 from keras_cosattn import export as exporting
 from keras_cosattn.export import checks, runners
 from keras_cosattn.export.plan import Plan
@@ -258,6 +263,17 @@ def test_what_a_target_does_not_run_is_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         exporting.to_tflite(causal(), tmp_path / "m.tflite", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_ranges_inside_a_loop_cannot_be_seen(tmp_path):
+    x = keras.Input((None, CHANNELS))
+    attention = CompressiveMemoryAttention(2, 4, segment_length=3, delta_rule=True)
+    model = keras.Model(x, TransformerDecoder(16, attention=attention)(x))
+    with pytest.raises(ValueError, match=r"has one \(WHILE\). Use 'weight_int8' or"):
+        exporting.to_tflite(
+            model, tmp_path / "m.tflite", signatures=["prefill"], prefill_chunk=6,
+            quantize="int8", representative_data=[np.ones((1, 9, CHANNELS), "float32")],
+        )  # fmt: skip
 
 
 def test_a_sequential_model_without_a_state_is_exported(tmp_path, rng):

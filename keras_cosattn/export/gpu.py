@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from keras_cosattn.export.narrow import narrow
+
 LARGEST, SMALLEST = 65504.0, 2.0**-14
 """The largest and the smallest normal number of float16, in which GPU delegates compute."""
 
@@ -14,6 +16,7 @@ MOST_COUNTED = 2048
 def rewrite(graph):
     """The same in other ops: all axes are there, no fifth is made, and no number leaves float16.
 
+    - Integers of 64 bits have 32.
     - STRIDED_SLICE of fewer than three axes, or that drops one: between two RESHAPEs.
     - GATHER with more than one axis of indices: RESHAPE, GATHER, RESHAPE.
     - BROADCAST_TO: TILE.
@@ -24,6 +27,7 @@ def rewrite(graph):
     - Constants beyond float16's range, such as what a softmax sees in place of a masked score, are
       its ends; guards `MAXIMUM(x, c)` with a smaller c are its smallest number, as c would be zero.
     """
+    narrow(graph)
     for subgraph in graph.model.subgraphs:
         written = []
         for operator in subgraph.operators or ():

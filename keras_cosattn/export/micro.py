@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_cosattn.export.narrow import narrow
 from keras_cosattn.export.runtimes import TFLITE_MICRO_IN_FLOAT
 
 
@@ -14,7 +15,7 @@ def rewrite(graph):
     - Integers of 64 bits have 32. Where an op has no form for integers or booleans it computes in
       float32, between two CASTs: exact to 2^24.
     """
-    _narrow(graph)
+    narrow(graph)
     for name, _, operator, subgraph in list(graph.operators()):
         shapes = {tuple(subgraph.tensors[i].shape) for i in operator.inputs}
         if name == "SELECT" and len(shapes) == 1:
@@ -26,27 +27,6 @@ def rewrite(graph):
             _convert(graph, subgraph, operator, [0], "LOGICAL_NOT", "BOOL")
         if name in TFLITE_MICRO_IN_FLOAT:
             _through_float(graph, subgraph, operator, TFLITE_MICRO_IN_FLOAT[name])
-
-
-def _narrow(graph):
-    """Hold in 32 bits what is held in 64, unless a signature takes or gives that or a constant
-    does not fit.
-    """
-    types, graphs = graph.tensor_types, graph.model.subgraphs
-    wide = [t for subgraph in graphs for t in subgraph.tensors if t.type == types.INT64]
-    ends = [s.tensors[i] for s in graphs for i in (*s.inputs, *s.outputs)]
-    constants = {id(t): x for t in wide if (x := graph.read(t, "int64")) is not None}
-    fit = all(np.array_equal(x, x.astype("int32")) for x in constants.values())
-    if not fit or any(tensor.type == types.INT64 for tensor in ends):
-        return
-    for tensor in wide:
-        tensor.type = types.INT32
-        if id(tensor) in constants:
-            tensor.buffer = graph.new_buffer(constants[id(tensor)].astype("int32"))
-    for *_, operator, _ in graph.operators():
-        for option in ("outputType", "outType", "inDataType", "outDataType"):
-            if getattr(operator.builtinOptions, option, None) == types.INT64:
-                setattr(operator.builtinOptions, option, types.INT32)
 
 
 def _spread(graph, subgraph, operator):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_cosattn.export.graph import Graph
+
 PRODUCTS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 """Ops that multiply by weights."""
 
@@ -71,6 +73,11 @@ class Int8(_Way):
     calibrated = True
 
     def rewrite(self, content, target, calibration):
+        if "WHILE" in Graph(content).ops():
+            raise ValueError(
+                f"The ranges of quantize='{self.name}' cannot be read inside a loop, and the model "
+                "has one (WHILE). Use 'weight_int8' or 'dynamic_int8', which need none."
+            )
         quantizer = _quantizer(content)
         for operation in PRODUCTS:
             quantizer.add_static_config(

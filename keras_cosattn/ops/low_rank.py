@@ -58,9 +58,11 @@ def _project(x, projection, s):
 
 def _first_steps(projection):
     """The first step that is mixed into each slot, `(1, 1 or hk, 1, r)`; `max_length` if none."""
-    mixes = ops.cast(ops.not_equal(projection, 0), "int32")
-    steps = ops.where(ops.any(mixes, axis=0), ops.argmax(mixes, axis=0), projection.shape[0])
-    return ops.reshape(ops.cast(steps, "int32"), (1, -1, 1, projection.shape[-1]))
+    steps = ops.arange(projection.shape[0], dtype="int32")
+    for _ in projection.shape[1:]:
+        steps = ops.expand_dims(steps, -1)
+    first = ops.min(ops.where(ops.not_equal(projection, 0), steps, projection.shape[0]), axis=0)
+    return ops.reshape(first, (1, -1, 1, projection.shape[-1]))
 
 
 def _check_length(s, max_length):
