@@ -12,6 +12,7 @@ from variants import inputs
 from keras_cosattn import (
     CompressiveMemoryAttention,
     CosFormerAttention,
+    SoftmaxAttention,
     TransformerDecoder,
     TransformerEncoder,
 )
@@ -72,6 +73,19 @@ def test_a_stream_is_one_delegated_part_too(tmp_path):
     interpreter = runners.interpreter_class()(model_path=str(path))
     interpreter.allocate_tensors()  # which delegates all graphs, or none if the first has no ops
     assert "DELEGATE" in [op["op_name"] for op in interpreter._get_ops_details()]
+
+
+@pytest.mark.parametrize("target", ["litert", "tflite-runtime"])
+def test_a_file_does_not_hold_the_zeros_of_its_state(target, tmp_path):
+    x = keras.Input((None, CHANNELS))
+    y = TransformerDecoder(16, attention=SoftmaxAttention(2, 4, max_length=3000))(x)
+    options = {"signatures": ["step"], "target": target}
+    report = exporting.to_tflite(keras.Model(x, y), tmp_path / "m.tflite", **options)
+    assert report.size < report.state_bytes / 5
+    zeros = runners.tflite(tmp_path / "m.tflite")("init", {})
+    assert set(zeros) == set(report.state)
+    assert sum(x.nbytes for x in zeros.values()) == report.state_bytes
+    assert not any(x.any() for x in zeros.values())
 
 
 def test_a_short_sample_is_repeated_until_every_signature_has_its_steps():

@@ -2,6 +2,7 @@
 
 from keras_cosattn.export import checks, gpu, gpu_rules, half, micro, runners
 from keras_cosattn.export.runtimes import TFLITE_MICRO, TFLITE_RUNTIME_2_14
+from keras_cosattn.export.zeros import fill
 
 
 class LiteRT:
@@ -24,7 +25,8 @@ class LiteRT:
             )
 
     def rewrite(self, graph):
-        """Write ops that the runtime lacks with those that it has."""
+        """Write the graph smaller, and with ops that the runtime has."""
+        fill(graph)
 
     def refuse(self, graph):
         """Raises ValueError if the runtime cannot load the graph, or computes it wrongly."""
