@@ -18,7 +18,9 @@ from keras_cosattn import (
 )
 from keras_cosattn import export as exporting
 from keras_cosattn.export import checks, runners
+from keras_cosattn.export.graph import Graph
 from keras_cosattn.export.plan import Plan
+from keras_cosattn.export.zeros import fill
 
 CHANNELS = 6
 
@@ -86,6 +88,25 @@ def test_a_file_does_not_hold_the_zeros_of_its_state(target, tmp_path):
     assert set(zeros) == set(report.state)
     assert sum(x.nbytes for x in zeros.values()) == report.state_bytes
     assert not any(x.any() for x in zeros.values())
+
+
+def test_only_constants_of_one_number_are_filled():
+    held = {
+        "zeros": np.zeros(100, "float32"), "ones": np.ones((2, 50), "int32"),
+        "truth": np.zeros(100, "bool"), "table": np.arange(100, dtype="float32"),
+    }  # fmt: skip
+    function = tf.function(lambda: {name: tf.constant(x) for name, x in held.items()})
+    module = tf.Module()
+    module.function = function
+    concrete = function.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
+    graph = Graph(converter.convert())
+    fill(graph)
+    assert [name for name, *_ in graph.operators()] == ["FILL", "FILL"]
+    interpreter = runners.interpreter_class()(model_content=graph.pack())
+    found = interpreter.get_signature_runner()()
+    for name, x in held.items():
+        np.testing.assert_array_equal(found[name], x, strict=True)
 
 
 def test_a_short_sample_is_repeated_until_every_signature_has_its_steps():

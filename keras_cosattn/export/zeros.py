@@ -5,17 +5,20 @@ MOST_HELD = 64
 
 
 def fill(graph):
-    """Results that are constants of one number: FILL. A file is smaller by them."""
+    """Results that are constants of one number, in float32 or int32: FILL. A file holds less."""
+    makers = {"float32": graph.floats, "int32": graph.integers}
     for subgraph in graph.model.subgraphs:
         for index in dict.fromkeys(subgraph.outputs):
             values = graph.values(subgraph, index)
-            if values is None or values.size <= MOST_HELD or (values != values.flat[0]).any():
+            if values is None or values.size <= MOST_HELD or str(values.dtype) not in makers:
                 continue
-            _forget(graph, subgraph.tensors[index])
-            shape = graph.integers(subgraph, values.shape)
-            make = graph.integers if values.dtype.kind == "i" else graph.floats
-            operator = graph.new_operator("FILL", [shape, make(subgraph, values.flat[0])], [index])
-            subgraph.operators = [operator, *(subgraph.operators or ())]
+            first = values.flat[0]
+            if (values == first).all():
+                _forget(graph, subgraph.tensors[index])
+                shape = graph.integers(subgraph, values.shape)
+                number = makers[str(values.dtype)](subgraph, first)
+                operator = graph.new_operator("FILL", [shape, number], [index])
+                subgraph.operators = [operator, *(subgraph.operators or ())]
 
 
 def _forget(graph, tensor):
