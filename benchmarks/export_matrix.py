@@ -24,7 +24,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 
-from export_matrix import COLUMNS, ROWS, SEED, Cell, outcome, runtime_of, traced_once
+from export_cases import COLUMNS, ROWS, SEED, Cell, outcome, runtime_of, traced_once
 from runtimes import TFLITE_RUNTIME
 from variants import CASES
 

@@ -26,7 +26,7 @@ from keras import ops
 
 from keras_cosattn import scope
 from keras_cosattn.attention import Attention
-from keras_cosattn.ops import masks
+from keras_cosattn.ops import timesteps
 
 
 def attention_weights(model, *inputs, **how):
@@ -72,7 +72,7 @@ def seen_keys(t, s=None, *, causal=False, query_mask=None, key_mask=None):
     """
     if s is None:
         s, key_mask = t, query_mask if key_mask is None else key_mask
-    found = masks.allowed(t, s, query_mask=query_mask, key_mask=key_mask, causal=causal)
+    found = timesteps.pair_mask(t, s, query_mask=query_mask, key_mask=key_mask, causal=causal)
     found = np.ones((1, 1, t, s), bool) if found is None else ops.convert_to_numpy(found)
     return np.broadcast_to(found, (len(found), 1, t, s))
 

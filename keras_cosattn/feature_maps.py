@@ -1,12 +1,12 @@
 """Feature maps with arguments or weights of their own: `phi(q) . phi(k)` for `exp(q . k)`.
 
-Those without either are functions in `ops/features.py`.
+Those without either are functions in `ops/pointwise_features.py`.
 """
 
 import keras
 from keras import ops
 
-from keras_cosattn.ops import arrays, features, random_features
+from keras_cosattn.ops import arrays, pointwise_features, random_features
 
 
 class FeatureMap(keras.layers.Layer):
@@ -70,7 +70,7 @@ class HedgehogFeatures(FeatureMap):
                 for x in (queries, keys)
             )
         queries, keys = (ops.concatenate([x, -x], axis=-1) for x in (queries, keys))
-        return features.exp_of_queries(queries), features.exp_of_keys(keys)
+        return pointwise_features.exp_of_queries(queries), pointwise_features.exp_of_keys(keys)
 
     def size(self, key_dim):
         return 2 * key_dim
@@ -134,7 +134,7 @@ class DPFPFeatures(_Configured):
         self.nu = nu
 
     def __call__(self, x):
-        return features.dpfp(x, self.nu)
+        return pointwise_features.dpfp(x, self.nu)
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")

@@ -8,7 +8,7 @@ any other, as its `attention_mask`. True (`#` below) means takes part.
 
 from keras import ops
 
-from keras_cosattn.ops import masks
+from keras_cosattn.ops import timesteps
 
 
 def padding_mask(lengths, steps, side="right"):
@@ -60,7 +60,7 @@ def segment_mask(segment_ids):
 
     O(b t^2); the layers take `segment_ids` itself and never make this.
     """
-    numbers = masks.segment_numbers(ops.convert_to_tensor(segment_ids))
+    numbers = timesteps.segment_numbers(ops.convert_to_tensor(segment_ids))
     return ops.equal(ops.expand_dims(numbers, 2), ops.expand_dims(numbers, 1))
 
 
@@ -108,8 +108,8 @@ def combined_mask(
     )
     keys = queries if keys is None else keys
     if segment_ids is not None:
-        segment_ids = masks.segment_numbers(ops.convert_to_tensor(segment_ids))
-    seen = masks.allowed(
+        segment_ids = timesteps.segment_numbers(ops.convert_to_tensor(segment_ids))
+    seen = timesteps.pair_mask(
         queries,
         keys,
         query_mask=query_mask,

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_cosattn import scope
-from keras_cosattn.ops import arrays, masks
+from keras_cosattn.ops import arrays, timesteps
 
 
 def over_history(layer, convolve, inputs, mask):
@@ -15,12 +15,12 @@ def over_history(layer, convolve, inputs, mask):
     """
     length = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
     stream = scope.current()
-    mask = mask if stream is None else masks.both(stream.mask, mask)
+    mask = mask if stream is None else timesteps.combine(stream.mask, mask)
     restore = None
     if mask is not None:
-        order, restore = masks.real_first(mask)
-        inputs = masks.take_steps(arrays.zero_masked(inputs, mask), order)
-        mask = masks.take_steps(mask, order)
+        order, restore = timesteps.valid_first(mask)
+        inputs = timesteps.take_steps(arrays.zero_masked(inputs, mask), order)
+        mask = timesteps.take_steps(mask, order)
     if stream is None:
         history = arrays.zeros_in_time(inputs, length)
     else:
@@ -30,9 +30,11 @@ def over_history(layer, convolve, inputs, mask):
         history = ops.cast(state["inputs"], inputs.dtype)
     joined = ops.concatenate([history, inputs], axis=1)
     if stream is not None:
-        stream.write(slot, {"inputs": ops.cast(masks.last_real(joined, mask, length), "float32")})
+        stream.write(
+            slot, {"inputs": ops.cast(timesteps.last_valid(joined, mask, length), "float32")}
+        )
     outputs = convolve(joined)
-    return outputs if restore is None else masks.take_steps(outputs, restore)
+    return outputs if restore is None else timesteps.take_steps(outputs, restore)
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -111,11 +113,11 @@ class RunningMean(keras.layers.Layer):
         b, t, m = ops.shape(inputs)
         stream = scope.current()
         if stream is not None:
-            mask = masks.both(stream.mask, mask)
+            mask = timesteps.combine(stream.mask, mask)
             slot, state = stream.read(self, b, mean=((m,), "float32"), position=((), "int32"))
         x = arrays.zero_masked(arrays.accumulate(inputs), mask)
         start = None if stream is None else state["position"]
-        count = masks.counts(t, mask, start=start)
+        count = timesteps.count_valid(t, mask, start=start)
         steps = ops.expand_dims(ops.cast(ops.maximum(count, 1), x.dtype), -1)
         total = ops.cumsum(x, axis=1)
         if stream is None:

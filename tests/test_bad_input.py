@@ -12,7 +12,7 @@ from keras_cosattn import (
     TransformerDecoder,
     TransformerEncoder,
 )
-from keras_cosattn.ops import features
+from keras_cosattn.ops import pointwise_features
 
 X = np.zeros((2, 5, 11), "float32")
 LINEAR = [name for name in CASES if not name.startswith("Softmax")]
@@ -75,7 +75,7 @@ def test_a_bad_constructor_argument_is_refused(arguments, message):
 def test_an_unknown_feature_map_is_refused():
     with pytest.raises(ValueError, match=r"one of \['elu\+1', .*Received: feature_map='exp'"):
         LinearAttention(2, 3, feature_map="exp")
-    assert features.get(np.abs) is np.abs
+    assert pointwise_features.get(np.abs) is np.abs
 
 
 def test_a_call_past_max_length_is_refused():

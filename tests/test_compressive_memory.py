@@ -9,7 +9,7 @@ from support import BACKEND, assert_close, compiled, gradients, layer_weights
 from variants import inputs, mask_of
 
 from keras_cosattn import CompressiveMemoryAttention, LinearAttention, Streaming, positions
-from keras_cosattn.ops import blocks, compressive
+from keras_cosattn.ops import compressive, windows
 
 B, HEADS, SHARED, D, E, WIDTH = 2, 4, 2, 5, 3, 7
 CLOSED, OPEN = -100.0, 100.0  # of the gate: its sigmoid is 0 or 1 in float32
@@ -183,7 +183,7 @@ def test_the_state_stays_as_large_as_it_was(delta_rule, rng):
         if i % 500 == 499:
             sizes.append(sum(np.asarray(value).nbytes for value in state.values()))
     assert sizes == [stream.state_bytes] * 4
-    columns = SHARED * (D + E) * blocks.window_length(8, 0) + 2 * SHARED * D * (E + 1)
+    columns = SHARED * (D + E) * windows.window_length(8, 0) + 2 * SHARED * D * (E + 1)
     assert sizes[0] == 4 * (columns + 1)
 
 

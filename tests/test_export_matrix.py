@@ -4,7 +4,7 @@ import contextlib
 import functools
 
 import pytest
-from export_matrix import CELLS, COLUMNS, Cell, outcome, runtime_of, traced_once
+from export_cases import CELLS, COLUMNS, Cell, outcome, runtime_of, traced_once
 from support import BACKEND
 
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")

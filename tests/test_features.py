@@ -16,7 +16,7 @@ from support import (
 from variants import WIDTH, inputs
 
 from keras_cosattn import DPFPFeatures, FeatureMap, HedgehogFeatures, LinearAttention, Streaming
-from keras_cosattn.ops import features
+from keras_cosattn.ops import pointwise_features
 
 to_numpy = keras.ops.convert_to_numpy
 
@@ -119,7 +119,7 @@ def test_the_map_trains_in_a_compiled_model(name, rng):
 @pytest.mark.parametrize("d", [1, 2, 5, 16])
 def test_taylor_features_are_the_second_order_of_the_exponential(d, rng):
     q, k = inputs(rng, 2, 13, 3, d), inputs(rng, 2, 9, 3, d)
-    phi_q, phi_k = features.taylor(q), features.taylor(k)
+    phi_q, phi_k = pointwise_features.taylor(q), pointwise_features.taylor(k)
     assert phi_q.shape[-1] == (d + 1) * (d + 2) // 2
     z = references.inner(np.float64(q), np.float64(k)) / np.sqrt(d)
     found = references.inner(to_numpy(phi_q), to_numpy(phi_k))
@@ -132,7 +132,7 @@ def test_dpfp_features_are_products_of_neighbours(nu, rng):
     x = inputs(rng, 2, 13, 3, 4)
     found = to_numpy(DPFPFeatures(nu)(x))
     assert_close(found, references.dpfp(np.float64(x), nu), 1e-6)
-    by_hand = to_numpy(features.dpfp(np.array([[[[2.0, 3.0, -5.0]]]])))  # r = 2 3 0 0 0 5
+    by_hand = to_numpy(pointwise_features.dpfp(np.array([[[[2.0, 3.0, -5.0]]]])))  # r = 2 3 0 0 0 5
     assert by_hand.ravel().tolist() == [6, 0, 0, 0, 0, 10]
 
 

@@ -9,7 +9,7 @@ from support import assert_close, compiled, gradients, layer_weights, value_and_
 from variants import inputs, mask_of
 
 from keras_cosattn import RecurrentMemoryAttention, SoftmaxAttention, Streaming, positions, scope
-from keras_cosattn.ops import blocks, masks
+from keras_cosattn.ops import timesteps, windows
 
 B, HEADS, SHARED, D, E, WIDTH = 2, 4, 2, 5, 3, 7
 
@@ -85,8 +85,8 @@ def test_a_memory_of_its_own_has_gradients_of_its_own(kind, size, memory, rng):
     mask = mask_of((13, 9), t) if kind == "padded" else None
     how = How(mask, mask, ids if kind == "packed" else None, causal=True)
     arrays = [inputs(rng, B, t, h, n) for h, n in ((HEADS, D), (SHARED, D), (SHARED, E))]
-    segments = masks.segment_numbers(keras.ops.convert_to_tensor(ids))
-    length = blocks.window_length(size, memory)
+    segments = timesteps.segment_numbers(keras.ops.convert_to_tensor(ids))
+    length = windows.window_length(size, memory)
     state = {
         "key": np.zeros((B, length, SHARED, D), "float32"),
         "value": np.zeros((B, length, SHARED, E), "float32"),
@@ -94,7 +94,7 @@ def test_a_memory_of_its_own_has_gradients_of_its_own(kind, size, memory, rng):
     }
 
     def window(q, k, v, memory_k, memory_v):
-        return blocks.window_attention(
+        return windows.window_attention(
             q, k, v, size=size, look_back=memory, causal=True, mask=mask,
             memory=(memory_k, memory_v),
             segments=segments if kind == "packed" else None,

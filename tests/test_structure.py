@@ -14,7 +14,7 @@ FLOORS = [
     ["scope", "masks"],
     ["positions", "temporal", "feature_maps"],
     ["attention"],
-    ["blocks", "analysis"],
+    ["transformer_blocks", "analysis"],
     ["probe"],
     ["streaming"],
     ["carried"],

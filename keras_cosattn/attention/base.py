@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_cosattn import scope
-from keras_cosattn.ops import arrays, masks
+from keras_cosattn.ops import arrays, timesteps
 
 
 class Masks(typing.NamedTuple):
@@ -185,8 +185,8 @@ class Attention(keras.layers.Layer):
         if stream is None:
             mixed, weights = self._attend(q, k, v, how, training, return_attention_scores)
         else:
-            mask = how.key if how.query is how.key else masks.both(how.query, how.key)
-            mask = masks.both(stream.mask, mask)
+            mask = how.key if how.query is how.key else timesteps.combine(how.query, how.key)
+            mask = timesteps.combine(stream.mask, mask)
             mixed, weights = self._attend_in_stream(q, k, v, mask, stream, training), None
         if how.query is not None:
             mixed = ops.where(_rows(how.query), mixed, ops.zeros_like(mixed))
@@ -250,12 +250,12 @@ class Attention(keras.layers.Layer):
                 f"{self.name}: `segment_ids` is for self-attention, where queries and keys are "
                 f"the same steps. Received: query.shape={query.shape}, value.shape={value.shape}"
             )
-        key_mask = masks.both(_as_bool(value_mask), _as_bool(key_mask))
+        key_mask = timesteps.combine(_as_bool(value_mask), _as_bool(key_mask))
         attention_mask, padding = self._factor(attention_mask, query, value)
-        key_mask = masks.both(key_mask, padding)
+        key_mask = timesteps.combine(key_mask, padding)
         query_mask = _as_bool(query_mask)
         if segment_ids is not None and not shared:
-            query_mask = masks.both(query_mask, key_mask)
+            query_mask = timesteps.combine(query_mask, key_mask)
         if segment_ids is not None or shared:
             key_mask = query_mask  # one object: the layers below need not align the two
         return Masks(query_mask, key_mask, segment_ids, attention_mask)
@@ -433,31 +433,31 @@ def positive(name, value):
     return value
 
 
-def real_steps_first(q, k, v, how):
+def valid_steps_first(q, k, v, how):
     """The call with padding moved behind, so that index is position; and what puts it back.
 
-    Returns q, k, v, how, and the order for `masks.take_steps` that restores the queries' steps,
+    Returns q, k, v, how, and the order for `timesteps.take_steps` that restores the queries' steps,
     or None.
     """
     restore = None
     if how.query is not None and how.query is how.key:
-        order, restore = masks.real_first(how.query)
-        q, k, v = (masks.take_steps(x, order) for x in (q, k, v))
-        mask = masks.take_steps(how.query, order)
+        order, restore = timesteps.valid_first(how.query)
+        q, k, v = (timesteps.take_steps(x, order) for x in (q, k, v))
+        mask = timesteps.take_steps(how.query, order)
         how = how._replace(query=mask, key=mask)
         if how.segments is not None:
             # Numbers: two runs of one id may come to stand side by side.
-            segments = masks.take_steps(masks.segment_numbers(how.segments), order)
+            segments = timesteps.take_steps(timesteps.segment_numbers(how.segments), order)
             how = how._replace(segments=segments)
         return q, k, v, how, restore
     if how.key is not None:
-        order, _ = masks.real_first(how.key)
-        k, v = masks.take_steps(k, order), masks.take_steps(v, order)
-        how = how._replace(key=masks.take_steps(how.key, order))
+        order, _ = timesteps.valid_first(how.key)
+        k, v = timesteps.take_steps(k, order), timesteps.take_steps(v, order)
+        how = how._replace(key=timesteps.take_steps(how.key, order))
     if how.query is not None:
-        order, restore = masks.real_first(how.query)
-        q = masks.take_steps(q, order)
-        how = how._replace(query=masks.take_steps(how.query, order))
+        order, restore = timesteps.valid_first(how.query)
+        q = timesteps.take_steps(q, order)
+        how = how._replace(query=timesteps.take_steps(how.query, order))
     return q, k, v, how, restore
 
 
@@ -478,7 +478,7 @@ def _one_mask(query, value, query_mask, value_mask, attention_mask):
         return query_mask, value_mask, attention_mask
     shape = () if attention_mask is None else attention_mask.shape
     if len(shape) == 3 and shape[1] == 1 and _compatible(shape[2], value.shape[1]):
-        value_mask = masks.both(_as_bool(value_mask), _as_bool(attention_mask[:, 0]))
+        value_mask = timesteps.combine(_as_bool(value_mask), _as_bool(attention_mask[:, 0]))
         attention_mask = None
     return value_mask, value_mask, attention_mask
 

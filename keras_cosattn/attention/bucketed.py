@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_cosattn.attention.cached import CachedAttention
-from keras_cosattn.ops import arrays, buckets, dense, masks
+from keras_cosattn.ops import arrays, buckets, dense, timesteps
 
 
 class BucketedAttention(CachedAttention):
@@ -53,11 +53,11 @@ class BucketedAttention(CachedAttention):
 
     def _mix(self, q, k, v, how, training):
         mask = step_mask(how)
-        segments = masks.segment_numbers(how.segments)
+        segments = timesteps.segment_numbers(how.segments)
         q = arrays.zero_masked(arrays.accumulate(q), mask)
         v = arrays.zero_masked(arrays.accumulate(v), mask)
         found = self._buckets(q)
-        position = masks.positions(ops.shape(q)[1], mask, segments)
+        position = timesteps.positions(ops.shape(q)[1], mask, segments)
         q, k, _ = self._place(*self._query_and_key(q), position, position)
         mixed = buckets.bucket_attention(
             q,
@@ -95,8 +95,8 @@ class BucketedAttention(CachedAttention):
         q, _ = self._query_and_key(arrays.accumulate(q))
         q, k, _ = self._place(q, past["key"], positions, slots)
         seen = buckets.seen_in_cache(
-            masks.take_steps(past["bucket"], own),
-            masks.take_steps(past["chunk"], own),
+            timesteps.take_steps(past["bucket"], own),
+            timesteps.take_steps(past["chunk"], own),
             past["bucket"],
             past["chunk"],
         )
@@ -109,7 +109,7 @@ class BucketedAttention(CachedAttention):
 
 def step_mask(how):
     """The steps that take part, `(b, t)`, where queries and keys are the same steps."""
-    return how.key if how.query is how.key else masks.both(how.query, how.key)
+    return how.key if how.query is how.key else timesteps.combine(how.query, how.key)
 
 
 def unit(x):

@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_cosattn.attention.base import Attention, positive
-from keras_cosattn.ops import cache, masks
+from keras_cosattn.ops import cache, timesteps
 
 
 class CachedAttention(Attention):
@@ -61,7 +61,7 @@ class CachedAttention(Attention):
             **{name: ((n, *shape), "float32") for name, shape in spec.items()},
             position=((), "int32"),
         )
-        count = masks.counts(ops.shape(q)[1], mask, start=state["position"])
+        count = timesteps.count_valid(ops.shape(q)[1], mask, start=state["position"])
         count = ops.broadcast_to(count, ops.shape(q)[:2])
         positions = ops.maximum(count - 1, 0)
         past = {name: state[name] for name in spec}

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_cosattn.attention.base import positive
 from keras_cosattn.attention.bucketed import BucketedAttention, step_mask, unit
-from keras_cosattn.ops import arrays, buckets, masks
+from keras_cosattn.ops import arrays, buckets, timesteps
 from keras_cosattn.ops.members import member_attention
 
 
@@ -121,11 +121,11 @@ class ClusteredRoutingAttention(BucketedAttention):
         return mixed
 
     def _mix_members(self, q, v, how, training):
-        mask, segments = step_mask(how), masks.segment_numbers(how.segments)
+        mask, segments = step_mask(how), timesteps.segment_numbers(how.segments)
         q = arrays.zero_masked(arrays.accumulate(q), mask)
         v = arrays.zero_masked(arrays.accumulate(v), mask)
         similarity = self._similarity(unit(q))
-        position = masks.positions(ops.shape(q)[1], mask, segments)
+        position = timesteps.positions(ops.shape(q)[1], mask, segments)
         q, k, _ = self._place(*self._query_and_key(q), position, position)
         mixed = member_attention(
             q,

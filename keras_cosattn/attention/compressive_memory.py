@@ -3,10 +3,10 @@
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, positive, real_steps_first
-from keras_cosattn.ops import masks
-from keras_cosattn.ops.blocks import window_attention, window_length
+from keras_cosattn.attention.base import Attention, positive, valid_steps_first
+from keras_cosattn.ops import timesteps
 from keras_cosattn.ops.compressive import compressive_memory
+from keras_cosattn.ops.windows import window_attention, window_length
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -61,10 +61,10 @@ class CompressiveMemoryAttention(Attention):
         }
 
     def _mix(self, q, k, v, how, training):
-        q, k, v, how, restore = real_steps_first(q, k, v, how)
-        segments = masks.segment_numbers(how.segments)
+        q, k, v, how, restore = valid_steps_first(q, k, v, how)
+        segments = timesteps.segment_numbers(how.segments)
         mixed, _ = self._both(q, k, v, training, mask=how.key, segments=segments)
-        return mixed if restore is None else masks.take_steps(mixed, restore)
+        return mixed if restore is None else timesteps.take_steps(mixed, restore)
 
     def _attend_in_stream(self, q, k, v, mask, stream, training):
         length, heads = window_length(self.segment_length, 0), self.num_key_value_heads
@@ -80,11 +80,11 @@ class CompressiveMemoryAttention(Attention):
         )
         restore = None
         if mask is not None:
-            order, restore = masks.real_first(mask)
-            q, k, v, mask = (masks.take_steps(x, order) for x in (q, k, v, mask))
+            order, restore = timesteps.valid_first(mask)
+            q, k, v, mask = (timesteps.take_steps(x, order) for x in (q, k, v, mask))
         mixed, state = self._both(q, k, v, training, means=stream.means, mask=mask, state=state)
         stream.write(slot, state)
-        return mixed if restore is None else masks.take_steps(mixed, restore)
+        return mixed if restore is None else timesteps.take_steps(mixed, restore)
 
     def _both(self, q, k, v, training, means=False, **options):
         """The segment and the memory, mixed by the gate; and the new state."""

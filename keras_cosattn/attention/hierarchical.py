@@ -7,9 +7,9 @@ import keras
 from keras import ops
 
 from keras_cosattn.attention.base import Attention, positive
-from keras_cosattn.ops import arrays, cache, dense, hierarchy, masks
-from keras_cosattn.ops.blocks import window_attention, window_length
+from keras_cosattn.ops import arrays, cache, dense, hierarchy, timesteps
 from keras_cosattn.ops.pool import pool
+from keras_cosattn.ops.windows import window_attention, window_length
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -203,21 +203,24 @@ class HierarchicalAttention(Attention):
 
     def _attend(self, x, unit_ids, _, how, training, return_weights):
         b, t = ops.shape(x)[:2]
-        mask = how.key if how.query is how.key else masks.both(how.query, how.key)
-        runs, segments = masks.segment_numbers(unit_ids), masks.segment_numbers(how.segments)
+        mask = how.key if how.query is how.key else timesteps.combine(how.query, how.key)
+        runs, segments = (
+            timesteps.segment_numbers(unit_ids),
+            timesteps.segment_numbers(how.segments),
+        )
         if segments is not None:
             runs = segments if runs is None else runs + segments  # changes where one of them does
         each = ops.reshape(ops.eye(t), (1, t, 1, t)) if return_weights else None
         each = ops.broadcast_to(each, (b, t, 1, t)) if return_weights else None
         restore = None
         if mask is not None:
-            order, restore = masks.real_first(mask)
+            order, restore = timesteps.valid_first(mask)
             x, each, runs, segments, mask = (
-                None if y is None else masks.take_steps(y, order)
+                None if y is None else timesteps.take_steps(y, order)
                 for y in (arrays.zero_masked(x, mask), each, runs, segments, mask)
             )
         real = ops.ones((b, t), "bool") if mask is None else mask
-        runs, segments = masks.segment_numbers(runs), masks.segment_numbers(segments)
+        runs, segments = timesteps.segment_numbers(runs), timesteps.segment_numbers(segments)
         options = {"runs": runs, "segments": segments, "causal": how.causal}
         mixed = self._level(0, x, None, real, training=training, **options)
         weights = None
@@ -226,7 +229,7 @@ class HierarchicalAttention(Attention):
         mixed, weights = (
             y
             if y is None or mask is None
-            else masks.take_steps(arrays.zero_masked(y, mask), restore)
+            else timesteps.take_steps(arrays.zero_masked(y, mask), restore)
             for y in (mixed, weights)
         )
         return mixed, None if weights is None else ops.transpose(weights, (0, 2, 1, 3))
@@ -302,16 +305,16 @@ class HierarchicalAttention(Attention):
         b, t = ops.shape(x)[:2]
         spec = self._state_spec()
         slot, state = stream.read(self, b, limit=self.max_length, **spec)
-        count = masks.counts(t, mask, start=state["position"])
+        count = timesteps.count_valid(t, mask, start=state["position"])
         real, restore = ops.ones((b, t), "bool"), None
         if mask is not None:
-            order, restore = masks.real_first(mask)
-            x = masks.take_steps(arrays.zero_masked(x, mask), order)
-            real = masks.take_steps(mask, order)
+            order, restore = timesteps.valid_first(mask)
+            x = timesteps.take_steps(arrays.zero_masked(x, mask), order)
+            real = timesteps.take_steps(mask, order)
         mixed, new = self._level_in_stream(0, x, real, state, state["position"], training)
         new["position"] = ops.broadcast_to(count, (b, t))[:, -1]
         stream.write(slot, {name: ops.cast(new[name], dtype) for name, (_, dtype) in spec.items()})
-        mixed = mixed if restore is None else masks.take_steps(mixed, restore)
+        mixed = mixed if restore is None else timesteps.take_steps(mixed, restore)
         beyond = ops.expand_dims(ops.expand_dims(count > self.max_length, -1), -1)
         return ops.where(beyond, float("nan"), mixed)
 

@@ -6,7 +6,7 @@ from keras import ops
 from keras_cosattn.attention.base import positive
 from keras_cosattn.attention.sums import SumsAttention
 from keras_cosattn.feature_maps import FeatureMap
-from keras_cosattn.ops import features
+from keras_cosattn.ops import pointwise_features
 from keras_cosattn.ops.chunked import CHUNK_SIZE
 from keras_cosattn.ops.linear import linear_attention, linear_weights
 
@@ -44,7 +44,7 @@ class LinearAttention(SumsAttention):
             feature_map = feature_map.from_config(feature_map.get_config())
         self.feature_map = feature_map
         self.chunk_size = positive("chunk_size", chunk_size)
-        self._phi = features.get(feature_map)
+        self._phi = pointwise_features.get(feature_map)
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)

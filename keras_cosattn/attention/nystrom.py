@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_cosattn.attention.base import Attention, positive
-from keras_cosattn.ops import arrays, masks
+from keras_cosattn.ops import arrays, timesteps
 from keras_cosattn.ops.nystrom import convolve_steps, nystrom_attention
 
 
@@ -88,8 +88,8 @@ class NystromAttention(Attention):
         return reasons
 
     def _mix(self, q, k, v, how, training):
-        q_positions = masks.positions(ops.shape(q)[1], how.query)
-        k_positions = masks.positions(ops.shape(k)[1], how.key)
+        q_positions = timesteps.positions(ops.shape(q)[1], how.query)
+        k_positions = timesteps.positions(ops.shape(k)[1], how.key)
         q, k, _ = self._place(q, k, q_positions, k_positions)
         mixed = nystrom_attention(
             q,

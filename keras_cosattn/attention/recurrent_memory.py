@@ -3,10 +3,10 @@
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, positive, real_steps_first
-from keras_cosattn.ops import arrays, dense, masks
-from keras_cosattn.ops.blocks import window_attention, window_length
+from keras_cosattn.attention.base import Attention, positive, valid_steps_first
+from keras_cosattn.ops import arrays, dense, timesteps
 from keras_cosattn.ops.memory_tokens import read_tokens, tokens_of_segments
+from keras_cosattn.ops.windows import window_attention, window_length
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -132,13 +132,13 @@ class RecurrentMemoryAttention(Attention):
         return mixed, weights
 
     def _mix(self, q, k, v, how, training, **options):
-        q, k, v, how, restore = real_steps_first(q, k, v, how)
-        segments = masks.segment_numbers(how.segments)
+        q, k, v, how, restore = valid_steps_first(q, k, v, how)
+        segments = timesteps.segment_numbers(how.segments)
         mixed, _ = self._windows(q, k, v, training, mask=how.key, segments=segments, **options)
         return _take_steps(mixed, restore)
 
     def _of_tokens(self, q, k, v, how, training):
-        q, k, v, how, restore = real_steps_first(q, k, v, how)
+        q, k, v, how, restore = valid_steps_first(q, k, v, how)
         found, _ = self._read_tokens(q, k, v, training, mask=how.key)
         return _take_steps(found, restore)
 
@@ -155,8 +155,8 @@ class RecurrentMemoryAttention(Attention):
         restore = None
         k, v = (ops.concatenate(x if training else x[:1], axis=2) for x in (k, v))
         if mask is not None:
-            order, restore = masks.real_first(mask)
-            q, k, v, mask = (masks.take_steps(x, order) for x in (q, k, v, mask))
+            order, restore = timesteps.valid_first(mask)
+            q, k, v, mask = (timesteps.take_steps(x, order) for x in (q, k, v, mask))
         options = {"mask": mask, "state": state}
         if self.num_memory_tokens == 0:
             mixed, new = self._windows(q, k, v, training, **options)
@@ -245,7 +245,7 @@ def _take_steps(x, order):
     """Each of a nest of `(b, t, ...)` at the steps `order`; None changes nothing."""
     if order is None:
         return x
-    return keras.tree.map_structure(lambda x: masks.take_steps(x, order), x)
+    return keras.tree.map_structure(lambda x: timesteps.take_steps(x, order), x)
 
 
 def _unit_scale(x):

@@ -5,9 +5,9 @@ import functools
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, positive, real_steps_first
-from keras_cosattn.ops import masks, segmented
-from keras_cosattn.ops.blocks import window_attention, window_length
+from keras_cosattn.attention.base import Attention, positive, valid_steps_first
+from keras_cosattn.ops import segmented, timesteps
+from keras_cosattn.ops.windows import window_attention, window_length
 
 SUMMARIES = (None, "mean", "attention")
 
@@ -109,11 +109,11 @@ class SegmentedAttention(Attention):
         }
 
     def _mix(self, q, k, v, how, training):
-        q, k, v, how, restore = real_steps_first(q, k, v, how)
-        segments = masks.segment_numbers(how.segments)
+        q, k, v, how, restore = valid_steps_first(q, k, v, how)
+        segments = timesteps.segment_numbers(how.segments)
         options = {"causal": how.causal, "mask": how.key, "segments": segments}
         mixed, _ = self._segmented(q, k, v, training, **options)
-        return mixed if restore is None else masks.take_steps(mixed, restore)
+        return mixed if restore is None else timesteps.take_steps(mixed, restore)
 
     def _attend_in_stream(self, q, k, v, mask, stream, training):
         slot, state = stream.read(
@@ -121,17 +121,17 @@ class SegmentedAttention(Attention):
         )
         beyond = None
         if self.max_length is not None:
-            count = masks.counts(ops.shape(q)[1], mask, start=state["position"])
+            count = timesteps.count_valid(ops.shape(q)[1], mask, start=state["position"])
             beyond = ops.expand_dims(ops.expand_dims(count > self.max_length, -1), -1)
         restore = None
         if mask is not None:
-            order, restore = masks.real_first(mask)
-            q, k, v, mask = (masks.take_steps(x, order) for x in (q, k, v, mask))
+            order, restore = timesteps.valid_first(mask)
+            q, k, v, mask = (timesteps.take_steps(x, order) for x in (q, k, v, mask))
         mixed, state = self._segmented(q, k, v, training, causal=True, mask=mask, state=state)
         stream.write(
             slot, {name: ops.cast(state[name], d) for name, (_, d) in self._state_spec().items()}
         )
-        mixed = mixed if restore is None else masks.take_steps(mixed, restore)
+        mixed = mixed if restore is None else timesteps.take_steps(mixed, restore)
         return mixed if beyond is None else ops.where(beyond, float("nan"), mixed)
 
     def _state_spec(self):

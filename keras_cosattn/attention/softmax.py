@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_cosattn.attention.cached import CachedAttention
-from keras_cosattn.ops import dense, masks
+from keras_cosattn.ops import dense, timesteps
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -26,12 +26,12 @@ class SoftmaxAttention(CachedAttention):
     accepts_positions = ("rotation", "encoding", "bias")
 
     def _attend(self, q, k, v, how, training, return_weights):
-        segments = masks.segment_numbers(how.segments)
+        segments = timesteps.segment_numbers(how.segments)
         q, k, bias = self._place(
             q,
             k,
-            masks.positions(ops.shape(q)[1], how.query, segments),
-            masks.positions(ops.shape(k)[1], how.key, segments),
+            timesteps.positions(ops.shape(q)[1], how.query, segments),
+            timesteps.positions(ops.shape(k)[1], how.key, segments),
         )
         return dense.softmax_attention(
             q,

@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, Masks, real_steps_first
-from keras_cosattn.ops import masks
+from keras_cosattn.attention.base import Attention, Masks, valid_steps_first
+from keras_cosattn.ops import timesteps
 
 
 class SumsAttention(Attention):
@@ -37,10 +37,10 @@ class SumsAttention(Attention):
         """
         if self.position is None:
             return q, k, {}
-        segments = masks.segment_numbers(how.segments)
+        segments = timesteps.segment_numbers(how.segments)
         start = None if state is None else state["position"]
-        q_count = masks.counts(ops.shape(q)[1], how.query, segments, start)
-        k_count = masks.counts(ops.shape(k)[1], how.key, segments, start)
+        q_count = timesteps.count_valid(ops.shape(q)[1], how.query, segments, start)
+        k_count = timesteps.count_valid(ops.shape(k)[1], how.key, segments, start)
         q, k, _ = self._place(q, k, ops.maximum(q_count - 1, 0), ops.maximum(k_count - 1, 0))
         return q, k, {} if state is None else {"position": k_count[:, -1]}
 
@@ -52,10 +52,10 @@ class SumsAttention(Attention):
         weights = self._weights(q, k, how) if return_weights else None
         restore = None
         if how.causal and how.query is not how.key:
-            q, k, v, how, restore = real_steps_first(q, k, v, how)
+            q, k, v, how, restore = valid_steps_first(q, k, v, how)
         mixed, _ = self._sums(q, k, v, how, None)
         if restore is not None:
-            mixed = masks.take_steps(mixed, restore)
+            mixed = timesteps.take_steps(mixed, restore)
         return self.dropout_layer(mixed, training=training), weights
 
     def _attend_in_stream(self, q, k, v, mask, stream, training):

@@ -2,10 +2,10 @@
 
 from keras_cosattn.ops.cosine import causal_cosine_attention, cosine_attention, cosine_weights
 from keras_cosattn.ops.dense import softmax_attention
-from keras_cosattn.ops.features import elu_plus_one, identity, relu, squared_relu
 from keras_cosattn.ops.linear import linear_attention, linear_weights
 from keras_cosattn.ops.low_rank import low_rank_attention
 from keras_cosattn.ops.nystrom import nystrom_attention
+from keras_cosattn.ops.pointwise_features import elu_plus_one, identity, relu, squared_relu
 
 __all__ = [
     "causal_cosine_attention",

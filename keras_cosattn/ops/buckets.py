@@ -13,8 +13,8 @@ Shapes: r rounds, z = b * h * r sorted sequences.
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, masks
-from keras_cosattn.ops.blocks import attend_in_blocks
+from keras_cosattn.ops import arrays, timesteps
+from keras_cosattn.ops.windows import attend_in_blocks
 
 LAST = -1e5
 """The score of a step's own key, where it counts only if nothing else is seen: exp(LAST) is 0."""
@@ -45,7 +45,7 @@ def bucket_attention(
         size: C.
         causal: let query t see keys s <= t.
         mask: `(b, t)`, the real steps.
-        segments: `(b, t)`, from `masks.segment_numbers`: a bucket ends with its segment.
+        segments: `(b, t)`, from `timesteps.segment_numbers`: a bucket ends with its segment.
         own_key_last: a step sees itself only if it sees nothing else.
 
     Returns `(b, t, h, e)`; a masked step gives zero.
@@ -165,8 +165,8 @@ def _sort(buckets, count, size, mask, segments):
     group = buckets
     if segments is not None:
         group = buckets * t + rows_of_heads(segments, h * r)
-    group = masks.segment_numbers(ops.take_along_axis(group, order, axis=1))
-    rank = masks.positions(t, None, group)
+    group = timesteps.segment_numbers(ops.take_along_axis(group, order, axis=1))
+    rank = timesteps.positions(t, None, group)
     starts = ops.cast(rank % size == 0, "int32")
     codes = ops.cumsum(starts, axis=1) + group + 1
     if mask is not None:

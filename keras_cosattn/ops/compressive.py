@@ -12,9 +12,9 @@ import math
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, masks
+from keras_cosattn.ops import arrays, timesteps
 from keras_cosattn.ops.chunked import segmented_cumsum
-from keras_cosattn.ops.features import elu_plus_one
+from keras_cosattn.ops.pointwise_features import elu_plus_one
 from keras_cosattn.ops.recurrence import states_before
 
 
@@ -32,7 +32,7 @@ def compressive_memory(
         k, v: `(b, s, hk, d)` and `(b, s, hk, e)`.
         size: C.
         mask: `(b, s)`, the real keys.
-        segments: `(b, t)`, t = s, from `masks.segment_numbers`: packed sequences, each with a
+        segments: `(b, t)`, t = s, from `timesteps.segment_numbers`: packed sequences, each with a
             memory of its own.
         state: what an earlier call returned, `{"sums", "pending": (b, hk, d, e + 1)}`: the memory,
             and what the unfinished segment will write; beside the state of `window_attention` with
@@ -98,7 +98,7 @@ def _of_one_step(q, k, v, size, mask, state, delta_rule, means):
 def _of_any(q, k, v, size, group, mask, segments, state, delta_rule, means):
     """Segments end anywhere; the steps before the first tell what its segment began with."""
     b, t = ops.shape(k)[:2]
-    position = masks.positions(t, None, segments, None if state is None else state["position"])
+    position = timesteps.positions(t, None, segments, None if state is None else state["position"])
     ends = ops.broadcast_to(position % size == size - 1, (b, t))
     end, flags, came, in_front, behind = _where_segments_end(ends, mask, segments, size)
     real = t if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1)
@@ -114,7 +114,7 @@ def _of_any(q, k, v, size, group, mask, segments, state, delta_rule, means):
     index = ops.arange(size, dtype="int32")
     steps = ops.expand_dims(end, 2) + index + (length + 1 - size)
     steps = ops.reshape(ops.maximum(steps, 0), (b, -1))
-    written_k, written_v = (masks.take_steps(x, steps) for x in (k, v))
+    written_k, written_v = (timesteps.take_steps(x, steps) for x in (k, v))
     if means:
         finished = state["position"] // size
         new = (state["position"] + real) // size - finished
@@ -132,7 +132,7 @@ def _of_any(q, k, v, size, group, mask, segments, state, delta_rule, means):
 
     unfinished = ops.expand_dims((state["position"] + real) % size, 1)
     unfinished = ops.arange(-length, 0, dtype="int32") >= -unfinished
-    k, v = (masks.last_real(x, mask, length) for x in (k, v))
+    k, v = (timesteps.last_valid(x, mask, length) for x in (k, v))
     return out, {
         "sums": after,
         "pending": _write(arrays.zero_masked(k, unfinished), v, after, delta_rule),
@@ -152,7 +152,7 @@ def _where_segments_end(ends, mask, segments, size):
     t = ops.shape(ends)[1]
     runs = ops.zeros_like(ends, "int32") if segments is None else segments
     runs = ops.reshape(arrays.hold_end(runs, -t % size), (-1, -(-t // size), size))
-    ends = ops.reshape(arrays.pad_end(masks.both(ends, mask), -t % size), ops.shape(runs))
+    ends = ops.reshape(arrays.pad_end(timesteps.combine(ends, mask), -t % size), ops.shape(runs))
     last = runs[:, :, -1]
     came = ops.concatenate([ops.zeros_like(last[:, :1]), last[:, :-1]], axis=1)
 

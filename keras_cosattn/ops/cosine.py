@@ -9,7 +9,7 @@ import math
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, dense, masks
+from keras_cosattn.ops import arrays, dense, timesteps
 from keras_cosattn.ops.chunked import CHUNK_SIZE, causal_sums
 from keras_cosattn.ops.linear import both_ways, zero_sums
 
@@ -51,14 +51,14 @@ def cosine_attention(
     """
     q, k, v, group = _prepare(q, k, v, mask)
     t, s = lengths or (ops.shape(q)[1] // group, ops.shape(k)[1])
-    segments = masks.segment_numbers(segment_ids)
+    segments = timesteps.segment_numbers(segment_ids)
     known = segments is None and _check_length(max_length, t, s)
     if segments is not None and max_length is None:
         raise ValueError("Packed sequences (`segment_ids`) need `max_length`: M may not depend on "
                          "the neighbours of a segment. Received: max_length=None")  # fmt: skip
     span = _longest(t, s, query_mask, mask) if max_length is None else max_length
-    q_position = masks.positions(t, query_mask, segments)
-    k_position = masks.positions(s, mask, segments)
+    q_position = timesteps.positions(t, query_mask, segments)
+    k_position = timesteps.positions(s, mask, segments)
     q_read = _turn(q, arrays.each_row(q_position, group), span, _cos_and_sin)
     k_write = _turn(k, k_position, span, _cos_and_sin)
     if segments is None:
@@ -116,12 +116,12 @@ def causal_cosine_attention(
     """
     q, k, v, group = _prepare(q, k, v, mask)
     t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
-    segments = masks.segment_numbers(segment_ids)
+    segments = timesteps.segment_numbers(segment_ids)
     known = segments is None and _check_length(max_length, t) and state is None
     span = max_length or horizon or _longest(t, s, query_mask, mask)
     k, v = arrays.fit_length(k, t), arrays.append_ones(arrays.fit_length(v, t))
     start = None if state is None else state["position"]
-    count = masks.counts(t, query_mask, segments, start)
+    count = timesteps.count_valid(t, query_mask, segments, start)
     position = ops.maximum(count - 1, 0)
 
     half = None if horizon is None else ops.floor_divide(position, horizon // 2)
@@ -160,17 +160,17 @@ def cosine_weights(
     Arguments as theirs. O(t s d) time and O(t s) memory.
     """
     t, s = ops.shape(q)[1], ops.shape(k)[1]
-    segments = masks.segment_numbers(segment_ids)
-    allowed = masks.allowed(
+    segments = timesteps.segment_numbers(segment_ids)
+    allowed = timesteps.pair_mask(
         t, s, query_mask=query_mask, key_mask=mask, segments=segments, causal=causal
     )
     span = max_length or horizon or _longest(t, s, query_mask, mask)
     span = _per_example(span)
-    q_position = masks.positions(t, query_mask, segments)[:, None, :, None]
-    k_position = masks.positions(s, mask, segments)[:, None, None, :]
+    q_position = timesteps.positions(t, query_mask, segments)[:, None, :, None]
+    k_position = timesteps.positions(s, mask, segments)[:, None, None, :]
     if horizon is not None:
         halves = [ops.floor_divide(p, horizon // 2) for p in (q_position, k_position)]
-        allowed = masks.both(allowed, halves[0] - halves[1] <= 1)
+        allowed = timesteps.combine(allowed, halves[0] - halves[1] <= 1)
     weights = dense.scores(ops.relu(q), ops.relu(arrays.zero_masked(k, mask)))
     weights = weights * ops.cos(_angles(q_position - k_position, span, weights.dtype))
     return dense.normalise(weights, allowed)

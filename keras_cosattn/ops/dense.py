@@ -4,7 +4,7 @@ import math
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, masks
+from keras_cosattn.ops import arrays, timesteps
 
 FORBIDDEN = -1e30  # far below any logit, and far enough from float32's end to subtract from
 
@@ -65,12 +65,12 @@ def softmax_attention(
 
     O(t s (d + e)) time, O(t s) memory. Vaswani et al., 2017, eq. 1.
     """
-    allowed = masks.allowed(
+    allowed = timesteps.pair_mask(
         ops.shape(q)[1],
         ops.shape(k)[1],
         query_mask=query_mask,
         key_mask=mask,
-        segments=masks.segment_numbers(segment_ids),
+        segments=timesteps.segment_numbers(segment_ids),
         causal=causal,
         attention_mask=attention_mask,
     )

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, masks
-from keras_cosattn.ops.blocks import window_attention, window_length
+from keras_cosattn.ops import arrays, timesteps
+from keras_cosattn.ops.windows import window_attention, window_length
 
 
 class Units(NamedTuple):
@@ -31,15 +31,15 @@ def given_units(real, numbers, size, capacity):
     """The runs of equal `numbers (b, n)`, cut after c steps each; at most `capacity` of them."""
     n = ops.shape(real)[1]
     step = ops.expand_dims(ops.arange(n, dtype="int32"), 0)
-    opens = ops.logical_and(real, masks.positions(n, None, numbers) % size == 0)
+    opens = ops.logical_and(real, timesteps.positions(n, None, numbers) % size == 0)
     of = ops.cumsum(ops.cast(opens, "int32"), axis=1) - 1
     first = ops.sort(ops.where(opens, step, n), axis=1)
     first = arrays.fit_length(first - n, capacity) + n  # where there are fewer: past the end
     steps = ops.expand_dims(first, 2) + ops.arange(size, dtype="int32")
     steps = ops.reshape(steps, (-1, capacity * size))
     rank = ops.repeat(ops.arange(capacity, dtype="int32"), size)
-    taken = masks.take_steps(arrays.fit_length(of + 1, n + size), steps) == rank + 1
-    taken = ops.logical_and(taken, masks.take_steps(arrays.fit_length(real, n + size), steps))
+    taken = timesteps.take_steps(arrays.fit_length(of + 1, n + size), steps) == rank + 1
+    taken = ops.logical_and(taken, timesteps.take_steps(arrays.fit_length(real, n + size), steps))
     return Units(size, capacity, ops.reshape(taken, (-1, size)), of, steps)
 
 
@@ -48,7 +48,7 @@ def places(x, units):
     if units.of is None:
         return _split(x, units.count, units.size)
     x = arrays.fit_length(x, ops.shape(x)[1] + units.size)
-    x = ops.reshape(masks.take_steps(x, units.steps), (-1, units.size, *x.shape[2:]))
+    x = ops.reshape(timesteps.take_steps(x, units.steps), (-1, units.size, *x.shape[2:]))
     return arrays.zero_masked(x, units.real)
 
 
@@ -59,7 +59,7 @@ def taken(units):
 
 def of_units(numbers, units):
     """The number of each unit's first step, as runs along the units, `(b, U)`."""
-    return masks.segment_numbers(ops.reshape(places(numbers, units)[:, 0], (-1, units.count)))
+    return timesteps.segment_numbers(ops.reshape(places(numbers, units)[:, 0], (-1, units.count)))
 
 
 def attend_inside(q, k, v, units, *, causal, mask, dropout=None):
@@ -82,7 +82,7 @@ def spread(y, n, units, *, last_finished, segments=None):
             y = arrays.zero_masked(y, segments == before)
     if units.of is None:
         return ops.repeat(y, units.size, axis=1)[:, :n]
-    return masks.take_steps(y, ops.clip(units.of, 0, units.count - 1))
+    return timesteps.take_steps(y, ops.clip(units.of, 0, units.count - 1))
 
 
 def finished_units(x, real, window, position, size):
@@ -105,10 +105,10 @@ def finished_units(x, real, window, position, size):
     finished = ops.repeat(end <= ops.expand_dims(_after(position, real), 1), size, axis=1)
     first = length + known * size - ops.expand_dims(position, 1)
     steps = ops.minimum(first + ops.arange(count * size, dtype="int32"), length + t - 1)
-    parts = arrays.zero_masked(masks.take_steps(x, steps), finished)
+    parts = arrays.zero_masked(timesteps.take_steps(x, steps), finished)
     units = Units(size, count, ops.reshape(finished, (-1, size)))
     parts = ops.reshape(parts, (-1, size, x.shape[2]))
-    return parts, units, masks.last_real(x, real, length)
+    return parts, units, timesteps.last_valid(x, real, length)
 
 
 def spread_in_stream(y, last, real, position, size):
@@ -125,7 +125,7 @@ def spread_in_stream(y, last, real, position, size):
     step = ops.expand_dims(position, 1) + ops.arange(ops.shape(real)[1], dtype="int32")
     known = ops.expand_dims(position // size, 1)
     after = ops.expand_dims(_after(position, real) // size, 1) - known
-    return masks.take_steps(y, step // size - known), masks.take_steps(y, after)[:, 0]
+    return timesteps.take_steps(y, step // size - known), timesteps.take_steps(y, after)[:, 0]
 
 
 def _after(position, real):

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, dense, masks
+from keras_cosattn.ops import arrays, dense, timesteps
 from keras_cosattn.ops.chunked import CHUNK_SIZE, causal_sums
 
 
@@ -45,7 +45,7 @@ def linear_attention(
     Katharopoulos et al., 2020, eq. 5-6 and 9-12.
     """
     group = arrays.group_size(q, k)
-    segments = masks.segment_numbers(segment_ids)
+    segments = timesteps.segment_numbers(segment_ids)
     v = arrays.zero_masked(arrays.accumulate(v), mask)
     means = state is not None and "count" in state
     if means:
@@ -86,12 +86,12 @@ def linear_weights(
 
     Arguments as there. O(t s f) time and O(t s) memory.
     """
-    allowed = masks.allowed(
+    allowed = timesteps.pair_mask(
         ops.shape(q)[1],
         ops.shape(k)[1],
         query_mask=query_mask,
         key_mask=mask,
-        segments=masks.segment_numbers(segment_ids),
+        segments=timesteps.segment_numbers(segment_ids),
         causal=causal,
     )
     weights = dense.scores(q, arrays.zero_masked(k, mask))

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, dense, masks
+from keras_cosattn.ops import arrays, dense, timesteps
 
 
 def low_rank_attention(
@@ -31,8 +31,8 @@ def low_rank_attention(
     known = _check_length(s, max_length)
     count = s
     if mask is not None:
-        order, _ = masks.real_first(mask)
-        k, v, mask = (masks.take_steps(x, order) for x in (k, v, mask))
+        order, _ = timesteps.valid_first(mask)
+        k, v, mask = (timesteps.take_steps(x, order) for x in (k, v, mask))
         k, v = arrays.zero_masked(k, mask), arrays.zero_masked(v, mask)
         count = ops.sum(ops.cast(mask, "int32"), axis=1)
     count = ops.reshape(count, (-1, 1, 1, 1))

@@ -5,9 +5,9 @@ Shapes: c clusters, z = b * h * c.
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, masks
-from keras_cosattn.ops.blocks import attend_in_blocks
+from keras_cosattn.ops import arrays, timesteps
 from keras_cosattn.ops.buckets import rows_of_heads, take_rows
+from keras_cosattn.ops.windows import attend_in_blocks
 
 LEAST = -2.0  # below any cosine
 
@@ -24,7 +24,7 @@ def member_attention(q, k, v, similarity, *, size, causal=False, mask=None, segm
         size: w.
         causal: let query t see keys s <= t. Who is a member still depends on later steps.
         mask: `(b, t)`, the real steps.
-        segments: `(b, t)`, from `masks.segment_numbers`: each segment has its own w members.
+        segments: `(b, t)`, from `timesteps.segment_numbers`: each segment has its own w members.
 
     Returns `(b, t, h, e)`.
     O(c t log t + c w^2 (d + e)) time, with segments O(c t (log t + w (d + e))), per head.
@@ -79,7 +79,7 @@ def _members(similarity, size, mask, segments):
         segments = rows_of_heads(segments, h * c)
         order = ops.argsort(segments * t + ops.argsort(order, axis=1), axis=1)
         group = ops.take_along_axis(segments, order, axis=1)
-        rank = masks.positions(t, None, masks.segment_numbers(group))
+        rank = timesteps.positions(t, None, timesteps.segment_numbers(group))
         group = ops.where(rank < size, group + 1, 0)
     if mask is not None:
         real = ops.take_along_axis(rows_of_heads(mask, h * c), order, axis=1)

@@ -7,7 +7,7 @@ import math
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, dense, masks
+from keras_cosattn.ops import arrays, dense, timesteps
 from keras_cosattn.ops.recurrence import states_before
 
 
@@ -42,7 +42,7 @@ def tokens_of_segments(rewrite, k, v, tokens, *, size, mask=None, state=None):
         parts = [ops.concatenate(both, axis=1) for both in zip(past, (k, v, real), strict=True)]
         begun = state["position"] % size
         steps = ops.arange(n * size, dtype="int32") + length - ops.expand_dims(begun, 1)
-        parts = [masks.take_steps(arrays.pad_end(x, n * size - t), steps) for x in parts]
+        parts = [timesteps.take_steps(arrays.pad_end(x, n * size - t), steps) for x in parts]
     widths = [math.prod(x.shape[2:]) * size for x in parts]
     inputs = [
         ops.cast(ops.reshape(x, (-1, n, width)), tokens.dtype)
@@ -63,7 +63,7 @@ def tokens_of_segments(rewrite, k, v, tokens, *, size, mask=None, state=None):
     last = step(inputs[:, -1], found[:, -1])
     found = ops.concatenate([found, ops.expand_dims(last, 1)], axis=1)
     finished = (begun + ops.sum(ops.cast(real, "int32"), axis=1)) // size
-    return found, masks.take_steps(found, ops.expand_dims(finished, 1))[:, 0]
+    return found, timesteps.take_steps(found, ops.expand_dims(finished, 1))[:, 0]
 
 
 def read_tokens(q, k, v, *, size, count, position=None, dropout=None):

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, dense, masks
+from keras_cosattn.ops import arrays, dense, timesteps
 
 
 def nystrom_attention(q, k, v, *, num_landmarks, pinv_iterations=6, query_mask=None, mask=None):
@@ -27,12 +27,12 @@ def nystrom_attention(q, k, v, *, num_landmarks, pinv_iterations=6, query_mask=N
     q_mean, q_exists = landmarks(arrays.zero_masked(q, query_mask), num_landmarks, query_mask)
     k_mean, k_exists = landmarks(k, num_landmarks, mask)
     number = num_landmarks
-    among = masks.allowed(number, number, query_mask=q_exists, key_mask=k_exists)
+    among = timesteps.pair_mask(number, number, query_mask=q_exists, key_mask=k_exists)
     between = dense.attention_weights(q_mean, k_mean, among)
-    over_keys = masks.allowed(number, ops.shape(k)[1], query_mask=q_exists, key_mask=mask)
+    over_keys = timesteps.pair_mask(number, ops.shape(k)[1], query_mask=q_exists, key_mask=mask)
     read, _ = dense.attend(q_mean, k, v, over_keys)
     read = dense.mix(pseudo_inverse(between, pinv_iterations), read)
-    mixed, _ = dense.attend(q, k_mean, read, masks.allowed(1, number, key_mask=k_exists))
+    mixed, _ = dense.attend(q, k_mean, read, timesteps.pair_mask(1, number, key_mask=k_exists))
     return arrays.zero_masked(mixed, query_mask)
 
 
@@ -42,7 +42,7 @@ def landmarks(x, number, mask=None):
     Returns `(b, number, h, d)` and bool `(b or 1, number)`. x must be zero where masked.
     """
     b, t = ops.shape(x)[:2]
-    position = masks.positions(t, mask)
+    position = timesteps.positions(t, mask)
     count = ops.reshape(position[:, -1] + 1, (-1, 1))
     landmark = ops.floor_divide(position * ops.minimum(number, count), count)
     index = ops.arange(number, dtype="int32")
@@ -84,10 +84,10 @@ def convolve_steps(v, kernel, mask=None):
     b, t, h, e = ops.shape(v)
     v, restore = arrays.accumulate(v), None
     if mask is not None:
-        order, restore = masks.real_first(mask)
-        v = masks.take_steps(arrays.zero_masked(v, mask), order)
+        order, restore = timesteps.valid_first(mask)
+        v = timesteps.take_steps(arrays.zero_masked(v, mask), order)
     each = ops.repeat(arrays.accumulate(kernel), e, axis=1)  # (n, h * e)
     each = ops.expand_dims(each, 2)
     out = ops.depthwise_conv(ops.reshape(v, (b, t, h * e)), each, padding="same")
     out = ops.reshape(out, (b, t, h, e))
-    return out if mask is None else arrays.zero_masked(masks.take_steps(out, restore), mask)
+    return out if mask is None else arrays.zero_masked(timesteps.take_steps(out, restore), mask)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_cosattn.ops import arrays, features
+from keras_cosattn.ops import arrays, pointwise_features
 
 SMALLEST_SQUARE = 1e-12
 """A vector shorter than the root of this does not become a unit vector."""
@@ -37,20 +37,20 @@ def positive_query_features(q, projection):
     """FAVOR+ of queries, `exp(w_i . y)` with `y = q / d^(1/4)`, up to a factor for each row.
 
     `(b, t, h, d) -> (b, t, h, m)`. The paper's `exp(-|y|^2 / 2)` is such a factor; for the one
-    that remains see `features.exp_of_queries`. Choromanski et al., 2021, lemma 1.
+    that remains see `pointwise_features.exp_of_queries`. Choromanski et al., 2021, lemma 1.
     """
-    return features.exp_of_queries(ops.matmul(*_scaled(q, projection)))
+    return pointwise_features.exp_of_queries(ops.matmul(*_scaled(q, projection)))
 
 
 def positive_key_features(k, projection):
     """FAVOR+ of keys, `exp(w_i . y - |y|^2 / 2)` with `y = k / d^(1/4)`.
 
     The mean over i of these, times `exp(w_i . y - |y|^2 / 2)` of a query, is an unbiased estimate
-    of `exp(q . k / sqrt(d))`, but for the range of `features.exp_of_keys`.
+    of `exp(q . k / sqrt(d))`, but for the range of `pointwise_features.exp_of_keys`.
     """
     k, projection = _scaled(k, projection)
     half_square = ops.sum(ops.square(k), axis=-1, keepdims=True) / 2
-    return features.exp_of_keys(ops.matmul(k, projection) - half_square)
+    return pointwise_features.exp_of_keys(ops.matmul(k, projection) - half_square)
 
 
 def trigonometric_features(x, projection, sigma=1.0):

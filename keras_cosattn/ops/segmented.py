@@ -7,9 +7,9 @@ import math
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, cache, dense, masks
-from keras_cosattn.ops.blocks import window_attention
+from keras_cosattn.ops import arrays, cache, dense, timesteps
 from keras_cosattn.ops.pool import pool
+from keras_cosattn.ops.windows import window_attention
 
 
 def summary(k, v, real, query=None):
@@ -67,7 +67,7 @@ def _summaries_of_packed(k, v, mask, segments, size, summarise):
     """
     b, t = ops.shape(k)[:2]
     real = ops.ones((b, t), "bool") if mask is None else mask
-    position = masks.positions(t, None, segments)
+    position = timesteps.positions(t, None, segments)
     step = ops.expand_dims(ops.arange(t, dtype="int32"), 0) + ops.zeros((b, 1), "int32")
     full = t + size
     segments = ops.where(real, segments, -1)
@@ -79,7 +79,7 @@ def _summaries_of_packed(k, v, mask, segments, size, summarise):
     first = arrays.fit_length(first - t, m) + t  # where there are fewer: t, past the end
     steps = ops.reshape(ops.expand_dims(first, 2) + ops.arange(size, dtype="int32"), (b, m * size))
     k, v, real, segments, position = (
-        masks.take_steps(arrays.fit_length(x, full), steps)
+        timesteps.take_steps(arrays.fit_length(x, full), steps)
         for x in (k, v, real, segments, position)
     )
     of_first = ops.repeat(segments[:, ::size], size, axis=1)
@@ -102,7 +102,7 @@ def _summaries_in_stream(k, v, mask, state, size, summarise):
     first = length + known * size - ops.expand_dims(position, 1)
     steps = ops.minimum(first + ops.arange(new * size, dtype="int32"), length + t - 1)
     parts = [
-        masks.take_steps(ops.concatenate([ops.cast(state[name], x.dtype), x], axis=1), steps)
+        timesteps.take_steps(ops.concatenate([ops.cast(state[name], x.dtype), x], axis=1), steps)
         for name, x in (("key", k), ("value", v))
     ]
     parts = [ops.reshape(x, (-1, size, *x.shape[2:])) for x in parts]

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_cosattn import scope
-from keras_cosattn.ops import masks
+from keras_cosattn.ops import timesteps
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -45,10 +45,10 @@ class PositionEmbedding(keras.layers.Layer):
                     f"{self.name}: the input has {t} steps, but sequence_length="
                     f"{self.sequence_length}. Cut the input or build a longer embedding."
                 )
-            return inputs + self._at(masks.positions(t, mask))
-        mask = masks.both(stream.mask, mask)
+            return inputs + self._at(timesteps.positions(t, mask))
+        mask = timesteps.combine(stream.mask, mask)
         slot, state = stream.read(self, b, limit=self.sequence_length, position=((), "int32"))
-        count = masks.counts(t, mask, start=state["position"])
+        count = timesteps.count_valid(t, mask, start=state["position"])
         stream.write(slot, {"position": count[:, -1]})
         return inputs + self._at(ops.maximum(count - 1, 0))
 

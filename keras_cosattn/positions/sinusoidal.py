@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_cosattn import scope
-from keras_cosattn.ops import masks
+from keras_cosattn.ops import timesteps
 from keras_cosattn.ops.angles import angles, frequencies
 from keras_cosattn.positions.base import Position
 
@@ -49,11 +49,11 @@ class Sinusoidal(Position):
         b, t, m = ops.shape(inputs)
         stream = scope.current()
         if stream is None:
-            positions = masks.positions(t, mask)
+            positions = timesteps.positions(t, mask)
         else:
-            mask = masks.both(stream.mask, mask)
+            mask = timesteps.combine(stream.mask, mask)
             slot, state = stream.read(self, b, position=((), "int32"))
-            count = masks.counts(t, mask, start=state["position"])
+            count = timesteps.count_valid(t, mask, start=state["position"])
             stream.write(slot, {"position": count[:, -1]})
             positions = ops.maximum(count - 1, 0)
         return inputs + ops.cast(sinusoid(positions, m, self.base), inputs.dtype)

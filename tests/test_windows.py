@@ -7,12 +7,12 @@ import references
 from references import How
 from support import assert_close, compiled, compiled_on_jax, value_and_gradients
 
-from keras_cosattn.ops import blocks, masks
+from keras_cosattn.ops import timesteps, windows
 
 B, HEADS, SHARED, D, E = 2, 4, 2, 5, 3
 
 
-def windows(t, s, size, look_back, look_ahead, how):
+def in_windows(t, s, size, look_back, look_ahead, how):
     """Who sees whom, `(b or 1, 1, t, s)`, by comparing positions."""
     query, key = references._both_positions(t, s, how)
     start = query // size * size
@@ -49,9 +49,9 @@ def options(window, causal):
 @pytest.mark.parametrize(("t", "s"), [(1, 1), (3, 3), (13, 13), (3, 17), (17, 3)])
 def test_a_window_equals_a_dense_mask(window, causal, t, s, rng):
     q, k, v = arrays(rng, t, s)
-    out, state = blocks.window_attention(q, k, v, **options(window, causal))
+    out, state = windows.window_attention(q, k, v, **options(window, causal))
     assert state is None
-    assert_close(out, dense(q, k, v, windows(t, s, *window, How(causal=causal))))
+    assert_close(out, dense(q, k, v, in_windows(t, s, *window, How(causal=causal))))
 
 
 @every_window
@@ -60,9 +60,9 @@ def test_masked_keys_are_not_there(window, causal, rng):
     q, k, v = arrays(rng, 13)
     mask = np.arange(13) < np.array([[6], [13]])
     how = How(key_mask=mask, causal=causal)
-    expected = dense(q, k, v, windows(13, 13, *window, how))
+    expected = dense(q, k, v, in_windows(13, 13, *window, how))
     k[~mask], v[~mask] = np.nan, np.nan
-    out, _ = blocks.window_attention(q, k, v, mask=mask, **options(window, causal))
+    out, _ = windows.window_attention(q, k, v, mask=mask, **options(window, causal))
     assert_close(out, expected)
 
 
@@ -73,9 +73,9 @@ def test_positions_begin_anew_in_each_segment(window, causal, t, rng):
     q, k, v = arrays(rng, t)
     ids = np.cumsum(rng.random((B, t)) < 0.2, axis=1)
     how = How(segment_ids=ids, causal=causal)
-    numbers = masks.segment_numbers(keras.ops.convert_to_tensor(ids.astype("int32")))
-    out, _ = blocks.window_attention(q, k, v, segments=numbers, **options(window, causal))
-    assert_close(out, dense(q, k, v, windows(t, t, *window, how)))
+    numbers = timesteps.segment_numbers(keras.ops.convert_to_tensor(ids.astype("int32")))
+    out, _ = windows.window_attention(q, k, v, segments=numbers, **options(window, causal))
+    assert_close(out, dense(q, k, v, in_windows(t, t, *window, how)))
 
 
 @every_window
@@ -83,7 +83,7 @@ def test_positions_begin_anew_in_each_segment(window, causal, t, rng):
 def test_pieces_equal_the_whole(window, pieces, rng):
     q, k, v = arrays(rng, 23)
     size, look_back, _ = window
-    length = blocks.window_length(size, look_back)
+    length = windows.window_length(size, look_back)
     state = {
         "key": np.zeros((B, length, SHARED, D), "float32"),
         "value": np.zeros((B, length, SHARED, E), "float32"),
@@ -93,10 +93,10 @@ def test_pieces_equal_the_whole(window, pieces, rng):
     outputs = []
     cuts = np.cumsum(pieces)[:-1]
     for parts in zip(*(np.split(x, cuts, axis=1) for x in (q, k, v)), strict=True):
-        out, state = blocks.window_attention(*parts, state=state, **options(window, True))
+        out, state = windows.window_attention(*parts, state=state, **options(window, True))
         assert {name: tuple(x.shape) for name, x in state.items()} == shapes
         outputs.append(out)
-    expected = dense(q, k, v, windows(23, 23, *window, How(causal=True)))
+    expected = dense(q, k, v, in_windows(23, 23, *window, How(causal=True)))
     assert_close(np.concatenate(outputs, axis=1), expected)
 
 
@@ -104,20 +104,20 @@ def test_pieces_equal_the_whole(window, pieces, rng):
 def test_pieces_with_fewer_real_steps_equal_the_whole(window, rng):
     q, k, v = arrays(rng, 12)
     size, look_back, _ = window
-    length = blocks.window_length(size, look_back)
+    length = windows.window_length(size, look_back)
     state = {
         "key": np.zeros((B, length, SHARED, D), "float32"),
         "value": np.zeros((B, length, SHARED, E), "float32"),
         "position": np.zeros(B, "int32"),
     }
-    expected = dense(q, k, v, windows(12, 12, *window, How(causal=True)))
+    expected = dense(q, k, v, in_windows(12, 12, *window, How(causal=True)))
     taken = np.zeros(B, int)
     for counts in [(4, 2), (0, 3), (3, 1), (5, 5)]:
         mask = np.arange(5) < np.array(counts)[:, None]
         steps = np.minimum(taken[:, None] + np.arange(5), 11)
         parts = [np.take_along_axis(x, steps[:, :, None, None], axis=1) for x in (q, k, v)]
         parts[1][~mask] = np.nan
-        out, state = blocks.window_attention(
+        out, state = windows.window_attention(
             *parts, state=state, mask=mask, **options(window, True)
         )
         for i, count in enumerate(counts):
@@ -139,13 +139,13 @@ def test_positions_reach_the_place(causal, packed, rng):
         k_positions = keras.ops.cast(k_positions, "float32")[:, None, None, :]
         return q * 2, k, 0.1 * (q_positions - k_positions) ** 2 + 0.3 * k_positions
 
-    out, _ = blocks.window_attention(
-        q, k, v, place=place, segments=masks.segment_numbers(ids) if packed else None,
+    out, _ = windows.window_attention(
+        q, k, v, place=place, segments=timesteps.segment_numbers(ids) if packed else None,
         **options((4, 5, 2), causal),
     )  # fmt: skip
     query, key = references._both_positions(13, 13, how)
     bias = 0.1 * (query - key) ** 2 + 0.3 * key
-    assert_close(out, dense(q * 2, k, v, windows(13, 13, 4, 5, 2, how), bias))
+    assert_close(out, dense(q * 2, k, v, in_windows(13, 13, 4, 5, 2, how), bias))
 
 
 @both_ways
@@ -155,11 +155,11 @@ def test_gradients_are_those_of_the_dense_form(causal, packed, t, rng):
     q, k, v = arrays(rng, t)
     ids = (np.arange(t) // 3)[None].repeat(B, 0).astype("int32")
     how = How(causal=causal, segment_ids=ids if packed else None)
-    sees = windows(t, t, 4, 3, 2, how)
+    sees = in_windows(t, t, 4, 3, 2, how)
 
     def run(q, k, v):
-        segments = masks.segment_numbers(keras.ops.convert_to_tensor(ids)) if packed else None
-        return blocks.window_attention(q, k, v, segments=segments, **options((4, 3, 2), causal))[0]
+        segments = timesteps.segment_numbers(keras.ops.convert_to_tensor(ids)) if packed else None
+        return windows.window_attention(q, k, v, segments=segments, **options((4, 3, 2), causal))[0]
 
     g = rng.normal(size=(B, t, HEADS, E)).astype("float32")
     _, found = value_and_gradients(compiled(run), g, q, k, v)
@@ -187,14 +187,14 @@ def test_any_length_runs_in_one_graph(causal, jit, packed, rng):
 
     @tf.function(input_signature=spec, jit_compile=jit)
     def run(q, k, v, ids):
-        segments = masks.segment_numbers(ids) if packed else None
-        return blocks.window_attention(q, k, v, segments=segments, **options((4, 3, 2), causal))[0]
+        segments = timesteps.segment_numbers(ids) if packed else None
+        return windows.window_attention(q, k, v, segments=segments, **options((4, 3, 2), causal))[0]
 
     for t in (1, 3, 4, 13):
         q, k, v = arrays(rng, t)
         ids = (np.arange(t) // 3)[None].repeat(B, 0).astype("int32")
         how = How(causal=causal, segment_ids=ids if packed else None)
-        assert_close(run(q, k, v, ids), dense(q, k, v, windows(t, t, 4, 3, 2, how)))
+        assert_close(run(q, k, v, ids), dense(q, k, v, in_windows(t, t, 4, 3, 2, how)))
 
 
 @pytest.mark.parametrize("t", [3, 13])
@@ -207,7 +207,7 @@ def test_blocks_take_any_rule(t, rng):
         return np.pad(x, [(0, 0), (4, 0)] + [(0, 0)] * (x.ndim - 2), constant_values=-1)
 
     out = compiled_on_jax(
-        lambda q, k, v: blocks.attend_in_blocks(
+        lambda q, k, v: windows.attend_in_blocks(
             q, k, v, {"bucket": bucket}, {"bucket": padded(bucket)},
             lambda q, k: keras.ops.equal(q["bucket"], k["bucket"]),
             size=4, before=1, after=1,

@@ -9,7 +9,7 @@ Shapes: n blocks of C steps, z = b * n; S = (before + 1 + after) C keys for each
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, dense, masks
+from keras_cosattn.ops import arrays, dense, timesteps
 
 
 def attend_in_blocks(
@@ -167,7 +167,7 @@ def window_attention(
         look_back, look_ahead: in steps; the latter is not used if `causal`.
         causal: let query t see keys s <= t.
         mask: `(b, s)`, the real keys.
-        segments: `(b, t)`, t = s, from `masks.segment_numbers`: a step sees its own number only,
+        segments: `(b, t)`, t = s, from `segment_numbers`: a step sees its own number only,
             and positions count from its first step.
         memory: `(k, v)`, which queries see in place of k and v before their segment: the same
             numbers with another gradient. The state then gives none there.
@@ -196,7 +196,7 @@ def window_attention(
     slack = 0 if aligned else size - 1
     before = -(-(look_back + slack) // size)
     after = 0 if causal else -(-(look_ahead + slack) // size)
-    position = masks.positions(t, None, segments)
+    position = timesteps.positions(t, None, segments)
     if state is not None:
         position = position + ops.expand_dims(state["position"], 1)
     position = ops.broadcast_to(position, (b, t))
@@ -239,8 +239,8 @@ def window_attention(
     if state is None:
         return mixed, None
     return mixed, {
-        "key": masks.last_real(k, mask, length),
-        "value": masks.last_real(v, mask, length),
+        "key": timesteps.last_valid(k, mask, length),
+        "value": timesteps.last_valid(v, mask, length),
         "position": state["position"] + ops.sum(ops.cast(real, "int32"), axis=1),
     }
 

@@ -7,7 +7,7 @@ padded sequence has the positions, and the outputs, of the same sequence without
 from keras import ops
 
 
-def both(first, second):
+def combine(first, second):
     """`first and second`, where None stands for all True."""
     if first is None or second is None:
         return first if second is None else second
@@ -28,7 +28,7 @@ def _differs_from_last(ids):
     return ops.concatenate([ops.zeros_like(ids[:, :1], dtype="bool"), differs], axis=1)
 
 
-def counts(length, mask=None, segments=None, start=None):
+def count_valid(length, mask=None, segments=None, start=None):
     """How many real steps of its segment there are up to and including each step, int32 `(b, t)`.
 
     `(1, t)` if no example differs. `start (b,)` is the count with which the first segment goes
@@ -51,7 +51,7 @@ def positions(length, mask=None, segments=None, start=None):
 
     A masked step takes the position of the real step before it.
     """
-    return ops.maximum(counts(length, mask, segments, start) - 1, 0)
+    return ops.maximum(count_valid(length, mask, segments, start) - 1, 0)
 
 
 def _before_segment(count, mask, segments):
@@ -64,14 +64,14 @@ def _before_segment(count, mask, segments):
     return ops.take_along_axis(firsts, segments, axis=1)
 
 
-def real_first(mask):
+def valid_first(mask):
     """The order of steps `(b, t)` that puts the real ones first, and the order that undoes it."""
     index = ops.arange(ops.shape(mask)[1], dtype="int32")
     order = ops.argsort(ops.where(mask, index, index + ops.shape(mask)[1]), axis=1)
     return order, ops.argsort(order, axis=1)
 
 
-def last_real(x, mask, length):
+def last_valid(x, mask, length):
     """The last `length` of steps `x (b, n + t, ...)`: n that count, then those real in `mask`.
 
     `mask (b, t)` has its real steps first; None is all of them.
@@ -90,7 +90,7 @@ def take_steps(x, order):
     return ops.take_along_axis(x, order, axis=1)
 
 
-def allowed(
+def pair_mask(
     t, s, *, query_mask=None, key_mask=None, segments=None, causal=False, attention_mask=None
 ):
     """All factors multiplied out: which key each query may see, bool `(b, 1, t, s)`.
@@ -100,17 +100,17 @@ def allowed(
     """
     mask = None if query_mask is None else _as_rows(query_mask)
     if key_mask is not None:
-        mask = both(mask, _as_columns(key_mask))
+        mask = combine(mask, _as_columns(key_mask))
     if segments is not None:
-        mask = both(mask, ops.equal(_as_rows(segments), _as_columns(segments)))
+        mask = combine(mask, ops.equal(_as_rows(segments), _as_columns(segments)))
     if causal:
         past = _as_rows(positions(t, query_mask)) >= _as_columns(positions(s, key_mask))
-        mask = both(mask, past)
+        mask = combine(mask, past)
     if attention_mask is not None:
         attention_mask = ops.cast(attention_mask, "bool")
         if len(attention_mask.shape) == 3:
             attention_mask = ops.expand_dims(attention_mask, 1)
-        mask = both(mask, attention_mask)
+        mask = combine(mask, attention_mask)
     return mask
 
 
