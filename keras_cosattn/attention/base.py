@@ -1,4 +1,4 @@
-"""The base of the attention layers: projections, masks, head groups, dropout, config, streams."""
+"""The base of the attention layers: how a call passes through one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from keras import ops
 
 from keras_cosattn import scope
 from keras_cosattn.attention import refusals
-from keras_cosattn.attention.arguments import optional, own_copy, positive
 from keras_cosattn.attention.call_inputs import CallInputs, check_shapes, differ, read_call
+from keras_cosattn.attention.projections import HeadProjections
 from keras_cosattn.layout import CallLayout
 from keras_cosattn.ops import arrays
 
 Tensor = Any
 
 
-class Attention(keras.layers.Layer):
+class Attention(HeadProjections):
     """Base of the attention layers: a drop-in for `keras.layers.MultiHeadAttention`.
 
     Queries `(b, t, m)` and values `(b, s, m')` are projected to heads, mixed by the variant, and
@@ -77,74 +77,8 @@ class Attention(keras.layers.Layer):
     """
 
     accepts_attention_mask = False
-    accepts_positions: tuple[str, ...] = ()  # of the kinds "rotation", "encoding" and "bias"
-    shares_query_and_key = False  # one projection, named `query`, makes both
+    limit_advice = "Build the layer with a larger `max_length`, or shorten the input."
     needs_valid_first = False  # `_mix` and `_attend_in_stream` want the valid steps first
-
-    def __init__(
-        self,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int | None = None,
-        dropout: float = 0.0,
-        use_bias: bool = True,
-        output_shape: int | None = None,
-        kernel_initializer: Any = "glorot_uniform",
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        kernel_constraint: Any = None,
-        bias_constraint: Any = None,
-        seed: int | None = None,
-        *,
-        num_key_value_heads: int | None = None,
-        position: Any = None,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.num_heads = positive("num_heads", num_heads)
-        self.key_dim = positive("key_dim", key_dim)
-        self.value_dim = optional(positive, "value_dim", value_dim) or self.key_dim
-        shared = optional(positive, "num_key_value_heads", num_key_value_heads)
-        self.num_key_value_heads = shared or self.num_heads
-        if self.num_heads % self.num_key_value_heads:
-            raise ValueError(
-                "`num_heads` must be a multiple of `num_key_value_heads`. Received: "
-                f"num_heads={num_heads}, num_key_value_heads={num_key_value_heads}"
-            )
-        self.dropout = dropout
-        self.use_bias = use_bias
-        self.output_size = optional(positive, "output_shape", output_shape)
-        self.position = own_copy(position)
-        refusals.check_position(self, self.position)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.bias_constraint = keras.constraints.get(bias_constraint)
-        self.seed = seed
-        self.supports_masking = True
-        self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.sum_dtype)
-
-    def build(self, query_shape, value_shape, key_shape=None):
-        key_shape = value_shape if key_shape is None else key_shape
-        check_shapes(self.name, query_shape, value_shape, key_shape)
-        shared = self.num_key_value_heads
-        self.query_dense = self._heads("query", query_shape, self.num_heads, self.key_dim)
-        if not self.shares_query_and_key:
-            self.key_dense = self._heads("key", key_shape, shared, self.key_dim)
-        self.value_dense = self._heads("value", value_shape, shared, self.value_dim)
-        self.output_dense = keras.layers.EinsumDense(
-            "bthe,hem->btm",
-            output_shape=(None, self.output_size or query_shape[-1]),
-            bias_axes="m" if self.use_bias else None,
-            name="attention_output",
-            **self._projection_options(),
-        )
-        self.output_dense.build((*query_shape[:2], self.num_heads, self.value_dim))
-        if self.position is not None and not self.position.built:
-            self.position.build((*query_shape[:2], self.num_heads, self.key_dim))
 
     @property
     def cannot(self) -> dict[str, str]:
@@ -154,11 +88,6 @@ class Attention(keras.layers.Layer):
         than the values), "packed" (`segment_ids`) and "stream".
         """
         return {}
-
-    @property
-    def sum_dtype(self) -> str:
-        """The dtype of sums, normalisers and states: float32, or float64 in a float64 layer."""
-        return "float64" if self.compute_dtype == "float64" else "float32"
 
     @property
     def sequence_limit(self) -> int | None:
@@ -201,32 +130,9 @@ class Attention(keras.layers.Layer):
         shape = (query.shape[0], self.num_heads, query.shape[1], value.shape[1])
         return outputs, keras.KerasTensor(shape, dtype=self.compute_dtype)
 
-    def compute_output_shape(self, query_shape, value_shape, key_shape=None):
-        return (*query_shape[:2], self.output_size or query_shape[-1])
-
     def refuse(self, use: str) -> None:
         """Raise ValueError with the reason if `cannot` has the use."""
         refusals.refuse(self, use)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "key_dim": self.key_dim,
-            "value_dim": self.value_dim,
-            "num_key_value_heads": self.num_key_value_heads,
-            "dropout": self.dropout,
-            "use_bias": self.use_bias,
-            "output_shape": self.output_size,
-            "position": keras.saving.serialize_keras_object(self.position),
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
-            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
-            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
-            "seed": self.seed,
-        }
 
     def _attend_to(self, inputs: CallInputs, training, return_weights):
         """The output of a call and, if asked for, the weights."""
@@ -248,8 +154,8 @@ class Attention(keras.layers.Layer):
             return self._nothing(inputs, return_weights)
         inputs = inputs.zero_masked()
         if stream is None and self.sequence_limit is not None:
-            advice = "Build the layer with a larger `max_length`, or shorten the input."
-            inputs = inputs.check_limit(self.sequence_limit, self.name, advice)
+            longest = self._longest(inputs.layout)
+            inputs = inputs.check_limit(longest, self.sequence_limit, self.name, self.limit_advice)
         if self._wants_valid_first(inputs.layout):
             inputs = inputs.valid_first()
         layout, order, weights = inputs.layout, inputs.order, None
@@ -269,6 +175,10 @@ class Attention(keras.layers.Layer):
             return mixed, None
         s = inputs.layout.key_steps
         return mixed, ops.zeros((b, self.num_heads, t, s), self.compute_dtype)
+
+    def _longest(self, layout: CallLayout) -> Any:
+        """What `sequence_limit` limits."""
+        return arrays.maximum(layout.longest_queries(), layout.longest_keys())
 
     def _wants_valid_first(self, layout: CallLayout) -> bool:
         return self.needs_valid_first
@@ -314,26 +224,3 @@ class Attention(keras.layers.Layer):
             return q, k, None
         bias = self.position.bias(q, q_positions, k_positions)
         return *self.position.encode(q, k, q_positions, k_positions), bias
-
-    def _heads(self, name, shape, heads, size):
-        dense = keras.layers.EinsumDense(
-            "btm,mhd->bthd",
-            output_shape=(None, heads, size),
-            bias_axes="hd" if self.use_bias else None,
-            name=name,
-            **self._projection_options(),
-        )
-        dense.supports_masking = True  # the masks are read before; Keras would warn
-        dense.build(shape)
-        return dense
-
-    def _projection_options(self):
-        return {
-            "kernel_initializer": self.kernel_initializer.clone(),
-            "bias_initializer": self.bias_initializer.clone(),
-            "kernel_regularizer": self.kernel_regularizer,
-            "bias_regularizer": self.bias_regularizer,
-            "kernel_constraint": self.kernel_constraint,
-            "bias_constraint": self.bias_constraint,
-            "dtype": self.dtype_policy,
-        }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -51,9 +50,9 @@ class CallInputs:
         inputs = self._each(order.sort_queries, order.sort_keys)
         return dataclasses.replace(inputs, layout=layout, order=order)
 
-    def check_limit(self, limit: int, name: str, advice: str) -> CallInputs:
-        """Return the inputs, tied to a check that no sequence has more than `limit` steps."""
-        query = limits.check_steps(self.query, self.layout.longest(), limit, name, advice)
+    def check_limit(self, longest: Any, limit: int, name: str, advice: str) -> CallInputs:
+        """Return the inputs, tied to a check that `longest` is at most `limit` steps."""
+        query = limits.check_steps(self.query, longest, limit, name, advice)
         return dataclasses.replace(self, query=query)
 
     def _each(self, of_queries, of_keys):
@@ -180,19 +179,16 @@ def _check_one_sequence(layer, reason, query, value, key):
 def differ(first: Any, second: Any) -> bool:
     """Whether it is known that two tensors differ.
 
-    Symbolic tensors of the functional API differ unless they are one. Numbers are compared where
-    they are known, shapes elsewhere.
+    Numbers are compared where they are known, static shapes elsewhere.
     """
     if first is second:
         return False
-    if isinstance(first, keras.KerasTensor):
-        return True
     if not all(map(compatible, first.shape, second.shape)):
         return True
     first, second = limits.known_value(first), limits.known_value(second)
     if first is None or second is None:
         return False
-    return not np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
+    return not np.array_equal(*(np.asarray(x, "float64") for x in (first, second)), equal_nan=True)
 
 
 def _steps(layer_name, name, x, shape):

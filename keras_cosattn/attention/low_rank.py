@@ -78,6 +78,9 @@ class LowRankAttention(Attention):
         """`max_length`."""
         return self.max_length
 
+    def _longest(self, layout):
+        return layout.longest_keys()
+
     def _mix(self, q, k, v, layout, training):
         return low_rank_attention(
             q,

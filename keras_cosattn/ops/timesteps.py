@@ -74,6 +74,15 @@ def valid_first(mask):
     return ops.argsort(inverse, axis=1), inverse
 
 
+def stable_argsort(numbers):
+    """The order that sorts integers `(b, t)` along t. Equal numbers keep their order.
+
+    Every backend's `argsort` is stable for integers, and so is TFLite's TOPK_V2. A key that holds
+    the number and the step would overflow int32.
+    """
+    return ops.argsort(numbers, axis=1)
+
+
 def last_valid(x, mask, length):
     """The last `length` of steps `x (b, n + t, ...)`: n that count, then those real in `mask`.
 
