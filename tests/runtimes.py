@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE = ROOT / ".runtimes"
+RUNNER = ROOT / "keras_cosattn" / "export" / "run_on_device.py"
 TFLITE_RUNTIME = "tflite-runtime==2.14.0"
 LAST_PYTHON = (3, 11)
 """That tflite-runtime 2.14.0 has wheels for."""
@@ -111,10 +113,11 @@ class Runtime:
         self._folder.cleanup()
 
     def _start(self):
+        shutil.copy(RUNNER, self._folder.name)
         with open(pathlib.Path(self._folder.name, "stderr"), "w") as stderr:
             self._process = subprocess.Popen(
                 [self.python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=stderr, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "export")},
+                stderr=stderr, text=True, env={**os.environ, "PYTHONPATH": self._folder.name},
             )  # fmt: skip
 
 
