@@ -17,7 +17,7 @@ from support import BACKEND, assert_close
 from keras_cosattn import CosFormerAttention, export
 from keras_cosattn.export import describe
 from keras_cosattn.export.cli import compare, main
-from keras_cosattn.export.graph import Graph
+from keras_cosattn.export.cli.internals import Graph
 
 ROOT = pathlib.Path(__file__).parent.parent
 WITHOUT_MODULES = pathlib.Path(__file__).parent / "programs" / "without_modules.py"

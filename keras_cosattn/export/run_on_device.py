@@ -54,8 +54,7 @@ class Device:
     Args:
         path: String or path. The .tflite file.
         threads: Integer. The number of threads of the interpreter. Defaults to 1.
-        batch_size: Integer. The batch size of the stream, if the file leaves it open. Defaults to
-            1.
+        batch_size: Integer. That of the stream, if the file leaves it open. Defaults to 1.
 
     Attributes:
         metadata: Dict. What the exporter recorded in the file, such as its signatures.
@@ -86,7 +85,10 @@ class Device:
         interpreter = Interpreter(model_content=content, num_threads=threads)
         self._run = {key: interpreter.get_signature_runner(key) for key in signatures}
         self._inputs = {key: dict(signatures[key]["inputs"]) for key in signatures}
-        self._piece_sizes, self._state_specs, self.steps = {}, {}, 0
+        self._piece_sizes: dict[str, int] = {}
+        self._state_specs: dict[str, Any] = {}
+        self._tensors: dict[str, np.ndarray] = {}
+        self.steps = 0
         for key in [key for key in ("prefill", "step") if key in signatures]:
             self._plan_pieces(key, batch_size)
         self.reset()
@@ -122,18 +124,15 @@ class Device:
     def read(self, x: Any) -> Any:
         """Read the next steps of the stream: chunks by `prefill`, the remaining steps by `step`.
 
-        The array, or each array of a dict, holds any number of steps. `step` and `prefill` are
-        other names of this method.
+        `x` holds any number of steps. `step` and `prefill` are other names of this method.
 
         Raises:
             ValueError: If the file cannot stream, if the inputs do not fit or exceed the length
                 of the model's streams, or if the outputs hold NaN although the inputs hold none.
         """
         if not self.can_stream:
-            raise ValueError(
-                "The file cannot stream, for it has neither 'prefill' nor 'step'. Use `whole`. "
-                f"It has: {sorted(self._run)}"
-            )
+            missing = "The file cannot stream, for it has neither 'prefill' nor 'step'"
+            raise ValueError(f"{missing}. Use `whole`. It has: {sorted(self._run)}")
         x = self._fit(next(iter(self._piece_sizes)), x)
         steps, before = self._check_steps(x), (self._tensors, self.steps)
         try:
@@ -174,12 +173,13 @@ class Device:
     def save(self, path: str | os.PathLike) -> None:
         """Write the state to a .npz file.
 
-        The old file stays until the new one is complete on the disk. A process that is killed may
-        leave `path.tmp`.
+        The old file stays until the new one is complete. A killed process may leave `path.tmp`.
         """
+        found: dict[str, Any] = {"weights": self.state.weights, "steps": self.steps}
+        found.update(self.state.tensors)
         try:
             with open(f"{path}.tmp", "wb") as file:
-                np.savez(file, weights=self.state.weights, steps=self.steps, **self.state.tensors)
+                np.savez(file, **found)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(f"{path}.tmp", path)
@@ -295,6 +295,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     try:
-        print(main(*sys.argv[1:]))
+        print(main(sys.argv[1], sys.argv[2], sys.argv[3]))
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"run_on_device.py: {' '.join(str(error).split())}")

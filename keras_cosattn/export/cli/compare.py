@@ -65,9 +65,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the table."""
     model = load_model(arguments.model)
     x = load_array(arguments.input) if arguments.input else random_input(model, arguments.length)
-    named = internals.NamedModel(model, x)
+    named = internals.ComparedModel(model, x)
     steps = count_steps(named, arguments.steps)
-    writers = {
+    writers: dict[str, Callable[[str], Any]] = {
         "keras": functools.partial(shutil.copy, arguments.model),
         **export_functions(model, x, named, arguments),
     }
@@ -89,7 +89,7 @@ def random_input(model: Any, length: int) -> Any:
     return keras.tree.map_structure(lambda array: np.asarray(array)[:1], two)
 
 
-def count_steps(named: internals.NamedModel, wanted: int) -> int:
+def count_steps(named: internals.ComparedModel, wanted: int) -> int:
     """The steps to read one by one; 0 without a stream. Raises ValueError if they are too few."""
     if "step" not in named.signatures:
         return 0
@@ -101,7 +101,7 @@ def count_steps(named: internals.NamedModel, wanted: int) -> int:
 
 
 def export_functions(
-    model: Any, x: Any, named: internals.NamedModel, arguments: argparse.Namespace
+    model: Any, x: Any, named: internals.ComparedModel, arguments: argparse.Namespace
 ) -> dict[str, Callable[[str], Any]]:
     """Format -> function that writes it to a path."""
     length = min(array.shape[1] for array in named.inputs.values())
@@ -120,7 +120,7 @@ def export_functions(
 
 
 def measure(
-    named: internals.NamedModel,
+    named: internals.ComparedModel,
     writers: dict[str, Callable[[str], Any]],
     steps: int,
     arguments: argparse.Namespace,

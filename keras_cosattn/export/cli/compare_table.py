@@ -58,14 +58,14 @@ def cells(row: dict[str, Any]) -> list[float | None]:
     return numbers
 
 
-def with_ratio(x: float | None, reference: float) -> str:
+def with_ratio(x: float | None, reference: float | None) -> str:
     """A number, and its ratio to that of Keras.
 
     Example:
         >>> with_ratio(300.0, 100.0), with_ratio(None, 100.0)
         ('300 (3)', '-')
     """
-    if x is None:
+    if x is None or not reference:
         return "-"
     form = ",.0f" if x >= 100 else ".3g"
     return f"{x:{form}} ({x / reference:.2g})"

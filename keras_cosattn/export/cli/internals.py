@@ -18,7 +18,19 @@ from keras_cosattn.export.plan import SIGNATURES, Plan
 from keras_cosattn.export.quantization import QUANTIZATIONS
 from keras_cosattn.export.targets import TARGETS
 
-__all__ = ["QUANTIZATIONS", "SIGNATURES", "TARGETS", "Graph", "NamedModel"]
+__all__ = [
+    "QUANTIZATIONS",
+    "SIGNATURES",
+    "TARGETS",
+    "ComparedModel",
+    "Graph",
+    "compare_outputs",
+    "content_id",
+    "file_size",
+    "largest_tensors",
+    "memory_layout",
+    "why_refused",
+]
 
 file_size = files.size
 content_id = files.content_id
@@ -26,7 +38,7 @@ memory_layout = layout.allocated
 largest_tensors = layout.largest_tensors
 
 
-class NamedModel:
+class ComparedModel:
     """A Keras model as functions of named arrays, under the names of its exported files.
 
     Args:
@@ -57,16 +69,19 @@ class NamedModel:
 
         plan = self._plan
         whole = tf.function(lambda x: plan.model(x, training=False))
-        stream = tf.function(plan.stream) if plan.stream else None
 
         def serve(x):
             return plan.named_outputs(whole(plan.nest(x)))
+
+        if plan.stream is None:
+            return {"serve": serve}
+        stream = tf.function(plan.stream)
 
         def step(x):
             y, state = stream(plan.nest(x), {key: x[key] for key in self.zero_state})
             return {**plan.named_outputs(y), **state}
 
-        return {"serve": serve, "step": step} if plan.stream else {"serve": serve}
+        return {"serve": serve, "step": step}
 
 
 def compare_outputs(
@@ -77,9 +92,9 @@ def compare_outputs(
     return max(map(checks.largest_difference, pairs)), min(map(checks.sqnr, pairs))
 
 
-def why_refused(target: str, graph: Graph, quantize: str | None) -> str | None:
+def why_refused(name: str, graph: Graph, quantize: str | None) -> str | None:
     """The reason why a target cannot run a file; None if it can."""
-    target = TARGETS[target]()
+    target = TARGETS[name]()
     if target.one_signature and len(graph.signatures) > 1:
         return f"no: it can run one signature in a file, and there are {len(graph.signatures)}"
     if quantize not in target.quantizations:

@@ -48,6 +48,6 @@ def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("keras-cosattn", description="Keras models to devices.")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
-        summary = module.__doc__.split("\n\n")[0].replace("\n", " ")
+        summary = (module.__doc__ or name).split("\n\n")[0].replace("\n", " ")
         module.add_arguments(subparsers.add_parser(name, help=summary, description=summary))
     return parser

@@ -26,13 +26,13 @@ def keras(path, inputs):
     import tensorflow as tf
     from keras import tree
 
-    from keras_cosattn.export.cli.internals import NamedModel
+    from keras_cosattn.export.cli.internals import ComparedModel
     from keras_cosattn.export.cli.loading import load_model
 
     _use_one_thread(tf)
     model, arrays = load_model(path), list(inputs.values())
     x = tree.pack_sequence_as(model.input, arrays) if len(arrays) > 1 else arrays[0]
-    named = NamedModel(model, x)
+    named = ComparedModel(model, x)
     return tf.__version__, _with_state(named.compile(), named.zero_state)
 
 
@@ -136,9 +136,10 @@ def peak_bytes():
     """The largest memory that this process ever had; None where Linux does not report it."""
     try:
         with open("/proc/self/status") as file:  # ru_maxrss begins with the parent's memory
-            return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1]) * 1024
+            (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", file.read())
     except OSError:
         return None
+    return int(kilobytes) * 1024
 
 
 def main(name, path, inputs, outputs, steps):

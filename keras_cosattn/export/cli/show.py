@@ -91,7 +91,7 @@ def show_signature(name: str, graph: internals.Graph, metadata: Metadata, length
         print(f"  {line.replace('~', ' ')}")
 
 
-def show_ends(specs: tuple[dict, dict], state: list[str]) -> None:
+def show_ends(specs: tuple[dict, ...], state: list[str]) -> None:
     """Print the inputs and outputs of a signature."""
     for side, sizes in zip(("in", "out"), specs, strict=True):
         for key in (key for key in sizes if key not in state):
