@@ -207,7 +207,7 @@ def test_a_fixed_length_cannot_stream():
     [CosFormerAttention(2, 3, max_length=20), SoftmaxAttention(2, 3, max_length=20)],
     ids=["cosformer", "softmax"],
 )
-def test_a_bounded_stream_ends_with_an_error_and_compiled_with_nan(attention, rng):
+def test_a_bounded_stream_ends_with_an_error(attention, rng):
     x = keras.Input((None, CHANNELS))
     model = keras.Model(x, TransformerDecoder(4, attention=attention)(x))
     stream = Streaming(model)
@@ -215,11 +215,9 @@ def test_a_bounded_stream_ends_with_an_error_and_compiled_with_nan(attention, rn
     data = inputs(rng, 1, 20, CHANNELS)
     y, state = stream(data, stream.initial_state(1))
     assert np.isfinite(np.asarray(y)).all()
-    with pytest.raises(ValueError, match=r"ends after 20 steps.*steps up to 21, after 20"):
+    with pytest.raises(ValueError, match=r"stream of '.*' is full: at most 20 steps.*: 21 steps"):
         stream(data[:, :1], state)
     stream(data[:, :1], state, mask=[[False]])  # takes no step
-    y, _ = stream._step(data[:, :1], state)
-    assert np.isnan(np.asarray(y)).all()
 
 
 def test_the_state_of_an_endless_stream_stays_as_it_is(rng):
@@ -234,39 +232,8 @@ def test_the_state_of_an_endless_stream_stays_as_it_is(rng):
     assert int(state["cos_former_attention_0_position"][0]) <= 8
 
 
-@pytest.mark.parametrize("mask_kind", [None, "left", "right", "holes"])
-def test_temporal_layers_match_their_sums(mask_kind, rng):
-    from support import random_mask
-
-    x = inputs(rng, 3, 13, CHANNELS)
-    mask = random_mask(rng, mask_kind, 3, 13)
-    real = np.ones((3, 13), bool) if mask is None else mask
-    convolution = CausalConv1D(4, 3, dilation_rate=2, bias_initializer="normal")
-    depthwise = CausalDepthwiseConv1D(3, depth_multiplier=2, bias_initializer="normal")
-    position = PositionEmbedding(13)
-    found = {
-        layer: np.asarray(layer(x, mask=mask))
-        for layer in (convolution, depthwise, RunningMean(), position)
-    }
-    weights = [np.asarray(w, np.float64) for w in convolution.get_weights()]
-    expected = [references.causal_conv1d(x, *weights, dilation_rate=2, mask=mask)]
-    kernel, bias = (np.asarray(w, np.float64) for w in depthwise.get_weights())
-    expected.append(references.causal_depthwise_conv1d(x, kernel, bias, mask=mask))
-    expected.append(references.running_mean(x, mask))
-    expected.append(references.position_embedding(x, position.get_weights()[0], mask))
-    for y, reference in zip(found.values(), expected, strict=True):
-        assert_close(y[real], reference[real])
-
-
 def test_temporal_layers_save_and_load(model, rng, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     x = inputs(rng, 2, 13, CHANNELS)
     assert_close(loaded(x), model(x), 0)
-
-
-def test_a_position_embedding_refuses_what_it_cannot_hold():
-    with pytest.raises(ValueError, match=r"sequence_length=0"):
-        PositionEmbedding(0)
-    with pytest.raises(ValueError, match=r"input has 5 steps, but sequence_length=4"):
-        PositionEmbedding(4)(np.zeros((1, 5, 2)))

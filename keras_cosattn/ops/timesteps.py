@@ -90,6 +90,26 @@ def take_steps(x, order):
     return ops.take_along_axis(x, order, axis=1)
 
 
+def advance(start, length, mask=None):
+    """The count `start (b,)` after `length` more steps, of which those in `mask (b, t)` count."""
+    if mask is None:
+        return start + ops.cast(length, "int32")
+    return start + ops.sum(ops.cast(mask, "int32"), axis=1)
+
+
+LARGEST_COUNT = 2**30
+"""Counters of a stream stay near this number, so that int32 never overflows."""
+
+
+def wrap(count, unit):
+    """`count (b,)`, held within `unit` steps of 2^30 at the same place in its unit.
+
+    Below 2^30 nothing changes. A counter that is only used inside a unit is right for ever.
+    """
+    last = LARGEST_COUNT // unit * unit
+    return ops.where(count < last, count, last + ops.mod(count - last, unit))
+
+
 def pair_mask(
     t, s, *, query_mask=None, key_mask=None, segments=None, causal=False, attention_mask=None
 ):
