@@ -45,7 +45,6 @@ def atomic_write(
         OSError: If `path` cannot be written, or the disk is full.
 
     Example:
-
     >>> path = pathlib.Path(tempfile.mkdtemp(), "numbers.txt")
     >>> with atomic_write(path) as new:
     ...     _ = new.write_text("1 2 3")
@@ -77,9 +76,7 @@ def atomic_write(
         shutil.rmtree(scratch)
 
 
-def _refuse(
-    path: pathlib.Path, folder: bool, check: Callable[[pathlib.Path], None] | None
-) -> None:
+def _refuse(path: pathlib.Path, folder: bool, check: Callable[[pathlib.Path], None] | None) -> None:
     """Raise an error if what is at `path` must not be replaced."""
     if not path.exists():
         return
@@ -118,8 +115,7 @@ def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
     at_fdcwd, rename_exchange = -100, 2  # of <fcntl.h> and <stdio.h>
     names = os.fsencode(first), os.fsencode(second)
     return (
-        rename is not None
-        and rename(at_fdcwd, names[0], at_fdcwd, names[1], rename_exchange) == 0
+        rename is not None and rename(at_fdcwd, names[0], at_fdcwd, names[1], rename_exchange) == 0
     )
 
 

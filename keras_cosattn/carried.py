@@ -44,7 +44,6 @@ class CarriedState(keras.Model):
     - [Dai et al., 2019, section 3.2](https://arxiv.org/abs/1901.02860)
 
     Example:
-
     Batch i holds the steps from `6 * i` to `6 * (i + 1)` of four streams.
 
     >>> x = keras.Input((None, 2))

@@ -60,7 +60,6 @@ class Streaming:
         ValueError: If the model cannot stream. The message names the layer and the reason.
 
     Example:
-
     >>> x = keras.Input((None, 4))
     >>> model = keras.Model(x, keras_cosattn.CausalConv1D(8, 3)(x))
     >>> stream = keras_cosattn.Streaming(model)
@@ -75,9 +74,7 @@ class Streaming:
     state_bytes: int
     max_steps: int | None
 
-    def __init__(
-        self, model: keras.Model, sample: Nest | None = None, means: bool = False
-    ) -> None:
+    def __init__(self, model: keras.Model, sample: Nest | None = None, means: bool = False) -> None:
         if not model.built:
             raise ValueError("The model is not built. Call it once on an input, then stream it.")
         self.model, self.means = model, means
@@ -117,7 +114,11 @@ class Streaming:
             return self._no_steps(inputs, state), dict(state)
         if mask is not None:
             mask = ops.cast(mask, "bool")
-            if len(mask.shape) != 2 or mask.shape[0] not in (b, None) or mask.shape[1] not in (t, None):
+            if (
+                len(mask.shape) != 2
+                or mask.shape[0] not in (b, None)
+                or mask.shape[1] not in (t, None)
+            ):
                 raise ValueError(
                     f"`mask` must have shape (batch, steps) = ({b}, {t}). "
                     f"Received: mask.shape={tuple(mask.shape)}"
@@ -184,9 +185,7 @@ class Streaming:
         """
         values, saved = state_file.read(path)
         state_checks.check_state(values, self.state_spec, self.model.name)
-        state_checks.check_model(
-            saved, fingerprint.fingerprint(self.model), self.model.name, path
-        )
+        state_checks.check_model(saved, fingerprint.fingerprint(self.model), self.model.name, path)
         return {name: ops.convert_to_tensor(x) for name, x in values.items()}
 
     def _call_in_stream(self, inputs, state, mask=None):

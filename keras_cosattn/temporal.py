@@ -26,6 +26,7 @@ def convolve_with_history(
     the convolution, and their outputs have no meaning.
     """
     length = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
+    b, t = ops.shape(inputs)[:2]
     stream = scope.current()
     mask = mask if stream is None else timesteps.combine(stream.mask, mask)
     restore = None
@@ -36,15 +37,30 @@ def convolve_with_history(
     if stream is None:
         history = arrays.zeros_in_time(inputs, length)
     else:
-        slot, state = stream.read(
-            layer, ops.shape(inputs)[0], inputs=((length, inputs.shape[2]), "float32")
-        )
+        slot, state = stream.read(layer, b, inputs=((length, inputs.shape[2]), "float32"))
         history = ops.cast(state["inputs"], inputs.dtype)
     joined = ops.concatenate([history, inputs], axis=1)
     if stream is not None:
         stream.write(slot, {"inputs": timesteps.last_valid(joined, mask, length)})
-    outputs = convolve(joined)
+    # TensorFlow's convolutions return their input in place of an empty output.
+    not_empty = _with_a_step(joined, b, t)
+    outputs = convolve(not_empty)
+    if not_empty is not joined:
+        outputs = outputs[:b, :t]
     return outputs if restore is None else timesteps.take_steps(outputs, restore)
+
+
+def _with_a_step(x, b, t):
+    """Return `x (b, n + t, m)`, with one more example if b is 0, and one more step if t is 0."""
+    x = arrays.pad_end(x, _one_if_zero(t))
+    missing = _one_if_zero(b)
+    if isinstance(missing, int) and missing == 0:
+        return x
+    return ops.concatenate([x, ops.zeros((missing, *ops.shape(x)[1:]), x.dtype)], axis=0)
+
+
+def _one_if_zero(n):
+    return int(n == 0) if isinstance(n, int) else 1 - ops.minimum(n, 1)
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -63,8 +79,8 @@ class CausalConv1D(keras.layers.Conv1D):
         data_format: Must be `"channels_last"`.
         dilation_rate: int, or tuple of one. Defaults to 1.
         groups, activation, use_bias, kernel_initializer, bias_initializer, kernel_regularizer,
-        bias_regularizer, activity_regularizer, kernel_constraint, bias_constraint, **kwargs: As
-            for `keras.layers.Conv1D`.
+        bias_regularizer, activity_regularizer, kernel_constraint, bias_constraint, lora_rank,
+        lora_alpha, name, dtype, trainable: As for `keras.layers.Conv1D`.
 
     Call arguments:
         inputs: Tensor `(b, t, m)`.
@@ -82,7 +98,6 @@ class CausalConv1D(keras.layers.Conv1D):
     - [van den Oord et al., 2016, section 2.1](https://arxiv.org/abs/1609.03499)
 
     Example:
-
     >>> layer = keras_cosattn.CausalConv1D(8, 3, dilation_rate=2)
     >>> tuple(layer(np.ones((2, 7, 4), "float32")).shape)
     (2, 7, 8)
@@ -107,6 +122,8 @@ class CausalConv1D(keras.layers.Conv1D):
         kernel_constraint: Any = None,
         bias_constraint: Any = None,
         *,
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
         name: str | None = None,
         dtype: Any = None,
         trainable: bool = True,
@@ -127,6 +144,8 @@ class CausalConv1D(keras.layers.Conv1D):
             activity_regularizer=activity_regularizer,
             kernel_constraint=kernel_constraint,
             bias_constraint=bias_constraint,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
             name=name,
             dtype=dtype,
             trainable=trainable,
@@ -145,7 +164,7 @@ class CausalConv1D(keras.layers.Conv1D):
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class CausalDepthwiseConv1D(keras.layers.DepthwiseConv1D):
-    """Convolve each channel over the past: `out_tc = sum_(j < k) x_(t - (k - 1 - j) r)c w_jc + b_c`.
+    """Convolve each channel over the past: `out_t = sum_(j < k) x_(t - (k - 1 - j) r) w_j + b`.
 
     k is the kernel size and r the dilation rate. With `depth_multiplier` each channel has that
     many kernels. Masks and streams as `CausalConv1D`. Cost: O(t k m depth_multiplier).
@@ -158,8 +177,8 @@ class CausalDepthwiseConv1D(keras.layers.DepthwiseConv1D):
         data_format: Must be `"channels_last"`.
         dilation_rate: int, or tuple of one. Defaults to 1.
         activation, use_bias, depthwise_initializer, bias_initializer, depthwise_regularizer,
-        bias_regularizer, activity_regularizer, depthwise_constraint, bias_constraint, **kwargs:
-            As for `keras.layers.DepthwiseConv1D`.
+        bias_regularizer, activity_regularizer, depthwise_constraint, bias_constraint, name, dtype,
+        trainable: As for `keras.layers.DepthwiseConv1D`.
 
     Call arguments:
         inputs: Tensor `(b, t, m)`.
@@ -177,7 +196,6 @@ class CausalDepthwiseConv1D(keras.layers.DepthwiseConv1D):
     - [Chollet, 2017](https://arxiv.org/abs/1610.02357)
 
     Example:
-
     >>> layer = keras_cosattn.CausalDepthwiseConv1D(3, depth_multiplier=2)
     >>> tuple(layer(np.ones((2, 7, 4), "float32")).shape)
     (2, 7, 8)
@@ -281,7 +299,6 @@ class RunningMean(keras.layers.Layer):
         Tensor `(b, t, m)`.
 
     Example:
-
     >>> layer = keras_cosattn.RunningMean()
     >>> np.asarray(layer(np.array([[[1.0], [2.0], [6.0]]]))).tolist()
     [[[1.0], [1.5], [3.0]]]

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-import references
 from support import assert_close
 from variants import inputs
 

@@ -65,10 +65,13 @@ def _before_segment(count, mask, segments):
 
 
 def valid_first(mask):
-    """The order of steps `(b, t)` that puts the real ones first, and the order that undoes it."""
+    """The order of steps that puts the valid ones first, and its inverse, int32 `(b, t)` both."""
+    valid = ops.cast(mask, "int32")
+    before = ops.cumsum(valid, axis=1) - valid
+    count = ops.sum(valid, axis=1, keepdims=True)
     index = ops.arange(ops.shape(mask)[1], dtype="int32")
-    order = ops.argsort(ops.where(mask, index, index + ops.shape(mask)[1]), axis=1)
-    return order, ops.argsort(order, axis=1)
+    inverse = ops.where(mask, before, count + index - before)
+    return ops.argsort(inverse, axis=1), inverse
 
 
 def last_valid(x, mask, length):
@@ -84,10 +87,10 @@ def last_valid(x, mask, length):
 
 
 def take_steps(x, order):
-    """`x (b, t, ...)` at the steps `order (b, t)`."""
-    for _ in range(len(x.shape) - 2):
-        order = ops.expand_dims(order, -1)
-    return ops.take_along_axis(x, order, axis=1)
+    """`x (b, t, ...)` at the steps `order (b or 1, n)`: `(b, n, ...)`."""
+    b, t = ops.shape(x)[:2]
+    first = ops.expand_dims(ops.arange(b, dtype="int32") * t, 1)
+    return ops.take(ops.reshape(x, (b * t, *x.shape[2:])), first + order, axis=0)
 
 
 def advance(start, length, mask=None):

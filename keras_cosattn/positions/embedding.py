@@ -44,7 +44,6 @@ class PositionEmbedding(keras.layers.Layer):
     - [Gehring et al., 2017, section 3.1](https://arxiv.org/abs/1705.03122)
 
     Example:
-
     >>> layer = keras_cosattn.PositionEmbedding(100)
     >>> tuple(layer(np.ones((2, 7, 4), "float32")).shape)
     (2, 7, 4)

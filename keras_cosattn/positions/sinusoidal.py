@@ -55,7 +55,6 @@ class Sinusoidal(Position):
     - [Vaswani et al., 2017, section 3.5](https://arxiv.org/abs/1706.03762)
 
     Example:
-
     >>> layer = keras_cosattn.Sinusoidal()
     >>> y = layer(np.zeros((1, 7, 4), "float32"))
     >>> y[0, 0]  # doctest: +SKIP
