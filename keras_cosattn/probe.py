@@ -62,7 +62,8 @@ def difference(whole: Nest, pieces: Iterable[Nest]) -> float:
         pieces: parts of the same tensors, cut along the second axis.
 
     Returns:
-        A float; infinity where the pieces do not have the length of the whole.
+        A float; infinity where one of the two has NaN, or infinity and the other has not, and
+        where the pieces do not have the length of the whole.
     """
     worst = 0.0
     for x, *parts in zip(*(keras.tree.flatten(nest) for nest in (whole, *pieces)), strict=True):
@@ -72,14 +73,16 @@ def difference(whole: Nest, pieces: Iterable[Nest]) -> float:
         if joined.shape != tuple(x.shape):
             return np.inf
         x = _numpy(x)
-        largest = np.abs(x).max(initial=1e-6)
-        worst = max(worst, np.abs(joined - x).max(initial=0.0) / largest)
+        differ = joined != x
+        largest = np.abs(x[np.isfinite(x)]).max(initial=1e-6)
+        error = np.abs(joined[differ] - x[differ]).max(initial=0.0) / largest
+        worst = max(worst, error if np.isfinite(error) else np.inf)
     return worst
 
 
-def is_finite(nest: Nest) -> bool:
-    """Return whether no tensor holds NaN or infinity."""
-    return all(np.isfinite(_numpy(x)).all() for x in keras.tree.flatten(nest))
+def has_nan(nest: Nest) -> bool:
+    """Return whether a tensor holds NaN."""
+    return any(np.isnan(_numpy(x)).any() for x in keras.tree.flatten(nest))
 
 
 def tolerance(model: keras.Model) -> float:

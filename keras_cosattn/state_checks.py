@@ -54,11 +54,12 @@ def check_state(
 
 def check_model(saved: Mapping[str, str], model: Mapping[str, str], name: str, path: Any) -> None:
     """Raise ValueError if a state was saved with another model, by their fingerprints."""
-    differ = [part for part in model if saved.get(part) != model[part]]
+    words = {"architecture": "another architecture", "weights": "other weights"}
+    differ = [words[part] for part in words if saved.get(part) != model[part]]
     if differ:
         raise ValueError(
-            f"{path} is not a state of '{name}': it was computed by a model with another "
-            f"{' and other '.join(differ)}. Load it with that model, or use `initial_state`."
+            f"{path} is not a state of '{name}': it was computed by a model with "
+            f"{' and '.join(differ)}. Load it with that model, or use `initial_state`."
         )
 
 
