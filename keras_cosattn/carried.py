@@ -83,12 +83,12 @@ class CarriedState(keras.Model):
         return outputs
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate on streams from their start. Arguments as `keras.Model.evaluate`."""
+        """Evaluate on streams from their start. Arguments as in `keras.Model.evaluate`."""
         _set_to_zeros(self.carried_in_evaluation)
         return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Predict for streams from their start. Arguments as `keras.Model.predict`."""
+        """Predict for streams from their start. Arguments as in `keras.Model.predict`."""
         _set_to_zeros(self.carried_in_evaluation)
         return super().predict(*args, **kwargs)
 

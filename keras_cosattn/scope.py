@@ -11,12 +11,13 @@ import contextlib
 import contextvars
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 from keras import ops
 
 Tensor = Any
+S = TypeVar("S", bound="Stream | None")
 Observer = Callable[[keras.layers.Layer, Tensor], None]
 
 _stream: contextvars.ContextVar[Stream | None] = contextvars.ContextVar(
@@ -115,7 +116,7 @@ def current() -> Stream | None:
 
 
 @contextlib.contextmanager
-def opened(stream: Stream | None) -> Iterator[Stream | None]:
+def opened(stream: S) -> Iterator[S]:
     """Make `stream` the current one in the context."""
     token = _stream.set(stream)
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,9 @@ def write(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], model: dict[str, str]
 ) -> None:
     """Write arrays and the fingerprint of their model to `path`, completely or not at all."""
+    entries: dict[str, Any] = {**arrays, MODEL: np.array(json.dumps(model))}
     with atomic_write(path) as new, open(new, "wb") as file:
-        np.savez(file, **arrays, **{MODEL: np.array(json.dumps(model))})
+        np.savez(file, **entries)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

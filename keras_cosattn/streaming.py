@@ -267,7 +267,7 @@ def _zero_masked(x: Tensor, mask: Tensor) -> Tensor:
     return arrays.zero_masked(x, mask)
 
 
-def _original(error: Exception) -> Exception:
+def _original(error: BaseException) -> BaseException:
     """Return the error that a layer raised. Keras puts its message into a longer one."""
     while error.__context__ is not None and str(error.__context__) in str(error):
         error = error.__context__

@@ -10,12 +10,13 @@ import keras_cosattn
 
 PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
 FLOORS = [
+    ["atomic_write", "limits"],
     ["ops"],
     ["scope", "masks"],
     ["positions", "temporal", "feature_maps"],
     ["attention"],
     ["transformer_blocks", "analysis"],
-    ["probe"],
+    ["fingerprint", "probe", "state_checks", "state_file"],
     ["streaming"],
     ["carried"],
     ["export"],
@@ -56,7 +57,7 @@ def test_imports_go_down(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_only_export_knows_tensorflow(file):
     top = {name.split(".")[0] for name in imported(ast.parse(file.read_text()))}
-    assert "tensorflow" not in top or file.parent.name == "export"
+    assert "tensorflow" not in top or file.parent.name == "export" or file.name == "limits.py"
     at_import = {
         name.split(".")[0]
         for node in ast.parse(file.read_text()).body

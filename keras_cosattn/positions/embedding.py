@@ -49,6 +49,9 @@ class PositionEmbedding(keras.layers.Layer):
     (2, 7, 4)
     """
 
+    sequence_length: int
+    initializer: Any
+
     def __init__(
         self, sequence_length: int, initializer: Any = "glorot_uniform", **kwargs: Any
     ) -> None:

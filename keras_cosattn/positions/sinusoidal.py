@@ -57,8 +57,8 @@ class Sinusoidal(Position):
     Example:
     >>> layer = keras_cosattn.Sinusoidal()
     >>> y = layer(np.zeros((1, 7, 4), "float32"))
-    >>> y[0, 0]  # doctest: +SKIP
-    [0., 1., 0., 1.]
+    >>> np.asarray(y)[0, 0].tolist()
+    [0.0, 1.0, 0.0, 1.0]
     """
 
     kind = "encoding"
