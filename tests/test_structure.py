@@ -10,12 +10,13 @@ import keras_cosattn
 
 PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
 FLOORS = [
+    ["atomic_write", "limits"],
     ["ops"],
-    ["scope", "masks", "limits", "layout"],
+    ["scope", "masks", "layout"],
     ["positions", "temporal", "feature_maps"],
     ["attention"],
     ["transformer_blocks", "analysis"],
-    ["probe"],
+    ["fingerprint", "probe", "state_checks", "state_file"],
     ["streaming"],
     ["carried"],
     ["export"],
