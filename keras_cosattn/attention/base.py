@@ -415,8 +415,10 @@ class Attention(keras.layers.Layer):
     def _check_position(self, position):
         if isinstance(position, dict):
             position = keras.saving.deserialize_keras_object(position)
-        if position is None or getattr(position, "kind", None) in self.accepts_positions:
-            return position
+        if position is None:
+            return None
+        if getattr(position, "kind", None) in self.accepts_positions:
+            return position.clone()  # one object may be passed to many layers
         if not self.accepts_positions:
             can = "None: this layer has no scores or features that it could change"
         else:
