@@ -35,7 +35,6 @@ class FeatureMap(Component):
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
-
     >>> import keras
     >>> from keras_cosattn import FeatureMap, LinearAttention
     >>> class Scaled(FeatureMap):
@@ -88,7 +87,6 @@ class HedgehogFeatures(FeatureMap):
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
-
     >>> import keras
     >>> from keras_cosattn import HedgehogFeatures, LinearAttention
     >>> layer = LinearAttention(num_heads=2, key_dim=4, feature_map=HedgehogFeatures())
@@ -179,7 +177,6 @@ class DPFPFeatures(_Configured):
         Tensor of shape `(b, t, h, 2 d nu)`, in float32 or float64.
 
     Example:
-
     >>> import numpy as np
     >>> from keras_cosattn import DPFPFeatures
     >>> tuple(DPFPFeatures(nu=2)(np.ones((1, 3, 1, 4))).shape)
@@ -216,7 +213,6 @@ class PositiveFeatures(_Configured):
         Tensors of shape `(b, t, h, m)` and `(b, s, hk, m)`, in float32 or float64.
 
     Example:
-
     >>> from keras_cosattn import PerformerAttention, PositiveFeatures
     >>> layer = PerformerAttention(num_heads=2, key_dim=4, features=PositiveFeatures())
 
@@ -259,7 +255,6 @@ class TrigonometricFeatures(_Configured):
         Tensors of shape `(b, t, h, 2 m)` and `(b, s, hk, 2 m)`, in float32 or float64.
 
     Example:
-
     >>> from keras_cosattn import PerformerAttention, TrigonometricFeatures
     >>> features = TrigonometricFeatures(sigma=2.0)
     >>> layer = PerformerAttention(num_heads=2, key_dim=4, features=features)

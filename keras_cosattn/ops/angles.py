@@ -42,7 +42,6 @@ def angles(positions: Any, rates: Any, dtype: Any = "float32") -> Any:
         Tensor of shape `(b, t, f)`.
 
     Example:
-
     >>> from keras_cosattn.ops.angles import angles
     >>> found = angles(np.array([[0, 1_000_000]]), [1.0])
     >>> tuple(found.shape)

@@ -39,7 +39,6 @@ def elu_plus_one(x: Any) -> Any:
         Tensor of the same shape, in float32 or float64.
 
     Example:
-
     >>> from keras_cosattn.ops import elu_plus_one
     >>> [round(float(y), 4) for y in elu_plus_one(np.array([-2.0, 0.0, 3.0]))]
     [0.1353, 1.0, 4.0]
@@ -56,7 +55,6 @@ def relu(x: Any) -> Any:
     """Return `max(x, 0)` in float32 or float64: the feature map of cosFormer.
 
     Example:
-
     >>> from keras_cosattn.ops import relu
     >>> [float(y) for y in relu(np.array([-2.0, 3.0]))]
     [0.0, 3.0]
@@ -71,7 +69,6 @@ def squared_relu(x: Any) -> Any:
     """Return `max(x, 0)^2` in float32 or float64.
 
     Example:
-
     >>> from keras_cosattn.ops import squared_relu
     >>> [float(y) for y in squared_relu(np.array([-2.0, 3.0]))]
     [0.0, 9.0]
@@ -86,7 +83,6 @@ def identity(x: Any) -> Any:
     """Return `x` in float32 or float64: weights can be negative, and their sum can be near zero.
 
     Example:
-
     >>> from keras_cosattn.ops import identity
     >>> [float(y) for y in identity(np.array([-2.0, 3.0]))]
     [-2.0, 3.0]

@@ -33,7 +33,6 @@ def orthogonal_projection(d: int, num_features: int, seed: int) -> np.ndarray:
         NumPy array of shape `(d, num_features)`.
 
     Example:
-
     >>> orthogonal_projection(d=4, num_features=6, seed=0).shape
     (4, 6)
 

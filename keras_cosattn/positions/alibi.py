@@ -20,7 +20,6 @@ def slopes(heads: int) -> np.ndarray:
     every other slope of twice that power.
 
     Example:
-
     >>> slopes(2).tolist()
     [0.0625, 0.00390625]
     """
@@ -41,7 +40,6 @@ class ALiBi(Position):
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
-
     >>> import keras
     >>> from keras_cosattn import ALiBi, SoftmaxAttention
     >>> layer = SoftmaxAttention(num_heads=2, key_dim=4, position=ALiBi())

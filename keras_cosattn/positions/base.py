@@ -33,7 +33,6 @@ class Position(Component):
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
-
     A position that subtracts the distance from the scores:
 
     >>> import keras

@@ -26,7 +26,6 @@ class Rotary(Position):
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
-
     >>> import keras
     >>> from keras_cosattn import LinearAttention, Rotary
     >>> layer = LinearAttention(num_heads=2, key_dim=4, position=Rotary())

@@ -30,7 +30,6 @@ class Shaw(LearnedPosition):
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
-
     >>> import keras
     >>> from keras_cosattn import Shaw, SoftmaxAttention
     >>> layer = SoftmaxAttention(num_heads=2, key_dim=4, position=Shaw(max_distance=5))

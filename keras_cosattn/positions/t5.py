@@ -22,7 +22,6 @@ def buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> np.ndar
     all s > t are in bucket 0.
 
     Example:
-
     >>> buckets(num_buckets=4, max_distance=4, bidirectional=False).tolist()
     [3, 3, 2, 1, 0, 0, 0, 0, 0]
     """
@@ -55,7 +54,6 @@ class T5Bias(LearnedPosition):
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
-
     >>> import keras
     >>> from keras_cosattn import SoftmaxAttention, T5Bias
     >>> layer = SoftmaxAttention(num_heads=2, key_dim=4, position=T5Bias())

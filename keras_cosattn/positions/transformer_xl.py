@@ -28,7 +28,6 @@ class TransformerXL(LearnedPosition):
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
-
     >>> import keras
     >>> from keras_cosattn import SoftmaxAttention, TransformerXL
     >>> layer = SoftmaxAttention(num_heads=2, key_dim=4, position=TransformerXL())

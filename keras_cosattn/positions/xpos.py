@@ -35,7 +35,6 @@ class XPos(Position):
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
-
     >>> import keras
     >>> from keras_cosattn import SoftmaxAttention, XPos
     >>> layer = SoftmaxAttention(num_heads=2, key_dim=4, position=XPos())
