@@ -62,9 +62,11 @@ class Shaw(LearnedPosition):
         by_distance = ops.matmul(q, vectors) / math.sqrt(q.shape[-1])
         ahead = ops.negative(distances(q_positions, k_positions))
         ahead = ops.clip(ahead, -self.max_distance, self.max_distance) + self.max_distance
-        b, h, t = ops.shape(by_distance)[:3]
-        index = ops.broadcast_to(ops.expand_dims(ahead, 1), (b, h, t, ops.shape(ahead)[2]))
-        return ops.take_along_axis(by_distance, index, axis=3)
+        # Indices into all scores: `take_along_axis` fails where there are no steps.
+        b, h, t, width = ops.shape(by_distance)
+        row = ops.reshape(ops.arange(b * h * t, dtype="int32"), (b, h, t, 1))
+        index = row * width + ops.expand_dims(ahead, 1)
+        return ops.take(ops.reshape(by_distance, (-1,)), index, axis=0)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "max_distance": self.max_distance}
