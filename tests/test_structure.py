@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
 FLOORS = [
     ["atomic_write", "limits"],
     ["ops"],
-    ["scope", "masks", "layout"],
+    ["scope", "masks", "layout", "component"],
     ["positions", "temporal", "feature_maps"],
     ["attention"],
     ["transformer_blocks", "analysis"],
