@@ -121,7 +121,10 @@ class Attention(HeadProjections):
     ):  # fmt: skip
         key = value if key is None else key
         check_shapes(self.name, query.shape, value.shape, key.shape)
-        if "cross" in self.cannot and (differ(query, value) or differ(value, key)):
+        self.refuse("causal" if use_causal_mask else "both ways")
+        if segment_ids is not None:
+            self.refuse("packed")
+        if differ(query, value) or differ(value, key):
             self.refuse("cross")
         shape = self.compute_output_shape(query.shape, value.shape)
         outputs = keras.KerasTensor(shape, dtype=self.compute_dtype)

@@ -58,7 +58,9 @@ class PerformerAttention(SumsAttention):
     ):
         super().__init__(num_heads, key_dim, **kwargs)
         self.num_random_features = positive("num_random_features", num_random_features)
-        self.features = PositiveFeatures() if features is None else own_copy(features)
+        self.features = (
+            PositiveFeatures() if features is None else own_copy(features, self.dtype_policy)
+        )
         if not isinstance(self.features, PositiveFeatures | TrigonometricFeatures):
             raise ValueError(
                 "`features` must be `PositiveFeatures()` or `TrigonometricFeatures()`. "

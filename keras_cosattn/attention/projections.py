@@ -51,7 +51,7 @@ class HeadProjections(keras.layers.Layer):
         self.dropout = dropout
         self.use_bias = use_bias
         self.output_size = optional(positive, "output_shape", output_shape)
-        self.position = own_copy(position)
+        self.position = own_copy(position, self.dtype_policy)
         check_position(self, self.position)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
