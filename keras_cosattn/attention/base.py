@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -113,6 +113,9 @@ class Attention(HeadProjections):
             use_causal_mask, segment_ids,
         )  # fmt: skip
         return self._attend_to(inputs, training, return_attention_scores)
+
+    if TYPE_CHECKING:
+        __call__ = call
 
     def compute_output_spec(
         self, query, value, key=None, query_mask=None, value_mask=None, key_mask=None,
