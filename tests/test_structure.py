@@ -16,7 +16,7 @@ FLOORS = [
     ["positions", "temporal", "feature_maps"],
     ["attention"],
     ["transformer_blocks", "analysis"],
-    ["fingerprint", "probe", "state_checks", "state_file"],
+    ["constant_inputs", "fingerprint", "probe", "state_checks", "state_file"],
     ["streaming"],
     ["carried"],
     ["export"],
@@ -49,7 +49,7 @@ def test_imports_go_down(file):
             continue
         if below[1] in FLOOR and below[1] != mine:
             assert FLOOR[below[1]] < FLOOR[mine], f"{file} imports {name}"
-        variants = {"arguments", "base", "bucketed", "cached", "call_inputs"}
+        variants = {"arguments", "base", "bucketed", "cached", "call_inputs", "constant_values"}
         variants |= {"mask_factoring", "options", "projections", "refusals", "sums"}
         if mine == below[1] == "attention" and parts[-1] != "__init__.py":
             assert below[2] in variants, f"the variant {file} imports {name}"

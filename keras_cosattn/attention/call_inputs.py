@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_cosattn import limits, scope
+from keras_cosattn.attention.constant_values import attends_to_constants
 from keras_cosattn.attention.mask_factoring import factor
 from keras_cosattn.layout import CallLayout, StepOrder
 from keras_cosattn.ops import arrays, timesteps
@@ -111,9 +112,12 @@ def read_call(
         padding = ops.broadcast_to(padding, ops.shape(value)[:2])
     key_mask = timesteps.combine(timesteps.combine(value_mask, key_mask), padding)
 
+    to_constants = attends_to_constants(stream, use_causal_mask)
+    if to_constants:
+        query_mask = timesteps.combine(stream.mask, query_mask)
     reasons = {
         "`segment_ids` number the steps of one sequence": segment_ids is not None,
-        "a stream is one sequence": stream is not None,
+        "a stream is one sequence": stream is not None and not to_constants,
         "the layer compares the steps of one sequence": "cross" in layer.cannot,
         "a causal call without `query_mask` takes the mask of the values for both": (
             use_causal_mask and query_mask is None and key_mask is not None

@@ -45,6 +45,7 @@ class PerformerAttention(SumsAttention):
     """
 
     accepts_positions = ("rotation",)
+    takes_constant_values = True
 
     def __init__(
         self,

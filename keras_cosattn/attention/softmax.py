@@ -23,6 +23,7 @@ class SoftmaxAttention(CachedAttention):
     """
 
     accepts_attention_mask = True
+    takes_constant_values = True
     accepts_positions = ("rotation", "encoding", "bias")
 
     def _attend(self, q, k, v, layout, training, return_weights):
