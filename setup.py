@@ -32,6 +32,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    # With this line an editable install is a plain path, which type checkers and editors read.
+    package_dir={"": "."},
     packages=find_packages(include=["keras_cosattn", "keras_cosattn.*"]),
     package_data={"keras_cosattn": ["py.typed"]},
     install_requires=["keras>=3.12", "numpy", "tensorflow>=2.20"],

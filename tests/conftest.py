@@ -7,6 +7,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests run many shapes a few times each, so compiling takes longer than computing.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+if os.environ.get("KERAS_BACKEND") == "torch":
+    import torch
+
+    # NumPy reads the tensors of the other backends whether they belong to a gradient or not.
+    torch.Tensor.__array__ = lambda self, *args, **kwargs: np.asarray(
+        self.numpy(force=True), *args, **kwargs
+    )
+
 
 @pytest.fixture
 def rng():
