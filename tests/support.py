@@ -56,6 +56,7 @@ def pure(layer, *args, **kwargs):
     """The layer's outputs; with dropout, the same numbers are dropped at every call."""
     trainable = [v.value for v in layer.trainable_variables]
     rest = [v.value for v in layer.non_trainable_variables]
+    args = map(keras.ops.convert_to_tensor, args)  # as a call does that is not stateless
     return layer.stateless_call(trainable, rest, *args, **kwargs)[0]
 
 
