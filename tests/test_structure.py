@@ -11,7 +11,7 @@ import keras_cosattn
 PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
 FLOORS = [
     ["ops"],
-    ["scope", "masks", "component"],
+    ["scope", "masks", "component", "layer_options"],
     ["positions", "temporal", "feature_maps"],
     ["attention"],
     ["transformer_blocks", "analysis"],
