@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
 FLOORS = [
     ["atomic_write", "limits"],
     ["ops"],
-    ["scope", "masks", "layout", "component"],
+    ["scope", "masks", "layout", "component", "layer_options"],
     ["positions", "temporal", "feature_maps"],
     ["attention"],
     ["transformer_blocks", "analysis"],
