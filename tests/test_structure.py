@@ -14,7 +14,7 @@ FLOORS = [
     ["scope", "masks"],
     ["positions", "temporal", "feature_maps"],
     ["attention"],
-    ["transformer_blocks", "analysis"],
+    ["transformer", "analysis"],
     ["probe"],
     ["streaming"],
     ["carried"],
