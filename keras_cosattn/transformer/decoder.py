@@ -283,5 +283,5 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
         if mask is None or cache is None or isinstance(cache, dict):
             return self._read_mask("decoder_padding_mask", mask, x)
         slots = ops.cast(ops.convert_to_tensor(mask), "bool")
-        steps = key_value_cache.take_slots(slots, index, ops.shape(x)[1])
+        steps = key_value_cache.step_mask(slots, index, ops.shape(x)[1])
         return self._read_mask("decoder_padding_mask", steps, x)[0], slots

@@ -99,15 +99,16 @@ def allowed_pairs(
     return allowed
 
 
-def take_slots(mask: Any, index: Any, steps: Any) -> Any:
-    """Return the part of a mask `(b, n)` of slots for `steps` steps from the slot `index`.
+def step_mask(mask: Any, index: Any, steps: Any) -> Any:
+    """Return the mask of `steps` steps from the slot `index`, of a mask `(b, n)` of all slots.
 
-    A mask `(b, 1)` is returned as it is, and the index None stands for 0.
+    A mask `(b, 1)` is returned as it is. Without an index the steps have no slots: None.
     """
+    if index is None:
+        return None
     if mask.shape[1] == 1:
         return mask
-    start = 0 if index is None else index
-    return ops.slice(mask, (0, start), (ops.shape(mask)[0], steps))
+    return ops.slice(mask, (0, index), (ops.shape(mask)[0], steps))
 
 
 def _write(cache, new, index):
