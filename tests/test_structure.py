@@ -15,7 +15,7 @@ FLOORS = [
     ["scope", "masks", "layout", "component", "layer_options"],
     ["positions", "temporal", "feature_maps"],
     ["attention"],
-    ["transformer_blocks", "analysis"],
+    ["transformer", "analysis"],
     ["constant_inputs", "fingerprint", "probe", "state_checks", "state_file"],
     ["streaming"],
     ["carried"],
