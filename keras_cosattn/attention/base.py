@@ -78,7 +78,7 @@ class Attention(HeadProjections):
     """
 
     accepts_attention_mask = False
-    takes_constant_values = False  # without `position`, each query is answered by itself
+    queries_are_independent = False  # without `position`: no output depends on other queries
     limit_advice = "Build the layer with a larger `max_length`, or shorten the input."
     needs_valid_first = False  # `_mix` and `_attend_in_stream` want the valid steps first
 

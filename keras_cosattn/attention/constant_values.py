@@ -18,6 +18,16 @@ def attends_to_constants(stream: Stream | None, use_causal_mask: bool) -> bool:
     return stream is not None and stream.constants is not None and not use_causal_mask
 
 
+def check_queries_are_independent(layer: Any) -> None:
+    """Raise ValueError if the output at one query depends on its position or on other queries."""
+    if not layer.queries_are_independent or layer.position is not None:
+        raise ValueError(
+            f"{layer.path} ({type(layer).__name__}) cannot stream in cross-attention: its outputs "
+            "depend on the positions of the queries or on other queries. Use SoftmaxAttention, "
+            "LinearAttention or PerformerAttention without `position` as `cross_attention`."
+        )
+
+
 def attend_to_constants(layer: Any, inputs: Any, stream: Stream, training: bool | None) -> Any:
     """Return what each query gets of the constant values, `(b, t, h, e)`.
 
@@ -28,12 +38,7 @@ def attend_to_constants(layer: Any, inputs: Any, stream: Stream, training: bool 
     Raises:
         ValueError: If the output of the layer at one query depends on its position, or on others.
     """
-    if not layer.takes_constant_values or layer.position is not None:
-        raise ValueError(
-            f"{layer.path} ({type(layer).__name__}) cannot stream: its attention to the encoder "
-            "depends on the positions of the queries. Use SoftmaxAttention or LinearAttention "
-            "without `position` as `cross_attention`."
-        )
+    check_queries_are_independent(layer)
     layout = inputs.layout
     q = layer.query_dense(inputs.query)
     b, s = ops.shape(inputs.value)[:2]

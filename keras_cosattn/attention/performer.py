@@ -45,7 +45,7 @@ class PerformerAttention(SumsAttention):
     """
 
     accepts_positions = ("rotation",)
-    takes_constant_values = True
+    queries_are_independent = True
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from keras_cosattn.transformer.initial_caches import InitialCaches
 from keras_cosattn.transformer.state_cache import hold, release
 
 if TYPE_CHECKING:
-    from keras_cosattn.transformer.layer_options import LayerOptions, Unpack
+    from keras_cosattn.layer_options import LayerOptions, Unpack
 
 CACHES = "self_attention_cache", "cross_attention_cache"
 
@@ -32,9 +32,10 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
     `keras_hub.layers.TransformerDecoder`, with the attention layers as more arguments. Masked steps
     of the inputs are replaced by zeros before anything reads them.
 
-    Inside a stream (`Streaming`) the self-attention goes on from its state. An `encoder_sequence`
-    is then no part of the stream: each call gets the whole of it, and the cross-attention must be
-    one whose queries are independent of each other and of their positions.
+    Inside a stream (`Streaming`) the self-attention continues from its state. The encoder's output
+    is an input that `Streaming(model, constants=...)` names, whose keys and values are a constant
+    part of the state; or each call gets the whole of it. The cross-attention must be one whose
+    outputs do not depend on the positions of the queries or on other queries.
 
     Without a stream, the caches of KerasHub serve the same purpose. There are two formats:
 

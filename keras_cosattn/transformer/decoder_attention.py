@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_cosattn import scope
 from keras_cosattn.attention import Attention
+from keras_cosattn.attention.constant_values import check_queries_are_independent
 from keras_cosattn.transformer import key_value_cache, state_cache
 from keras_cosattn.transformer.decoder_checks import check_memory_call, check_state_call
 
@@ -86,14 +87,16 @@ def attend_to_encoder(
         check_memory_call(layer, index, attention_mask)
         if index is not None:
             cache = state_cache.read_memory(layer, x.shape[-1], encoded, mask)
-        return state_cache.attend_to_memory(layer, x, cache, encoded.shape[-1], training), cache
+        return state_cache.attend_to_memory(layer, x, cache), cache
     if cache is not None:
         start = 0 if query_start is None else query_start
         allowed = key_value_cache.allowed_pairs(layer, ops.shape(x)[1], cache, mask, attention_mask)
         return key_value_cache.attend(layer, x, encoded, cache, index, allowed, start, training)
-    if scope.current() is not None:
-        state_cache.check_queries_are_independent(layer)
-    with scope.opened(None):  # the encoder's output is no part of the stream
+    stream = scope.current()
+    if stream is not None and stream.constants is None:  # each call gets the whole `encoded`
+        check_queries_are_independent(layer)
+        stream = None
+    with scope.opened(stream):
         outputs = layer(
             x,
             encoded,

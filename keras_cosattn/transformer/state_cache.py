@@ -17,9 +17,7 @@ from keras_cosattn import scope
 from keras_cosattn.attention import (
     Attention,
     LinearAttention,
-    LowRankAttention,
     PerformerAttention,
-    SoftmaxAttention,
 )
 
 STEPS = "steps"
@@ -121,32 +119,9 @@ def read_memory(layer: Attention, width: int, encoded: Any, mask: Any) -> dict[s
     return stream.next_state
 
 
-def attend_to_memory(
-    layer: Attention, query: Any, memory: dict[str, Any], value_width: int, training: bool | None
-) -> Any:
+def attend_to_memory(layer: Attention, query: Any, memory: dict[str, Any]) -> Any:
     """Attend to what `read_memory` returned, `(b, t, m)`, without a change of it."""
-    b, t = ops.shape(query)[:2]
-    nothing = ops.zeros((b, t, value_width), query.dtype)
-    with scope.opened(scope.Stream(memory)):
-        return layer(
-            query,
-            nothing,
-            query_mask=ops.ones((b, t), "bool"),
-            value_mask=ops.zeros((b, t), "bool"),
-            use_causal_mask=True,
-            training=training,
-        )
-
-
-def check_queries_are_independent(layer: Attention) -> None:
-    """Raise ValueError if cross-attention of one step needs to know the other steps."""
-    independent = LinearAttention, LowRankAttention, PerformerAttention, SoftmaxAttention
-    if not isinstance(layer, independent) or layer.position is not None:
-        raise ValueError(
-            f"{layer.path} ({type(layer).__name__}) cannot stream in cross-attention: its outputs "
-            "depend on the positions of the queries or on other queries. Use SoftmaxAttention, "
-            "LinearAttention or PerformerAttention without `position` as `cross_attention`."
-        )
+    return layer.attend_to_state(query, scope.Stream(memory))
 
 
 def _check_index(layer, index, steps):
