@@ -34,6 +34,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["keras_cosattn", "keras_cosattn.*"]),
     package_data={"keras_cosattn": ["py.typed"]},
+    entry_points={"console_scripts": ["keras-cosattn=keras_cosattn.export.cli:main"]},
     install_requires=["keras>=3.12", "numpy", "tensorflow>=2.20"],
     extras_require={
         "analysis": ["matplotlib"],

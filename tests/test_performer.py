@@ -226,7 +226,10 @@ def placed(layer, x, positions):
 def test_rotary_positions_turn_queries_and_keys_before_the_features(causal, rng):
     layer, x = built(position=Rotary(), seed=2), inputs(rng, 1, 13, WIDTH)
     mask = np.array([[False, True] + [True, False, True, True] * 2 + [True] * 3])
-    _, found = layer(x, x, value_mask=mask, use_causal_mask=causal, return_attention_scores=True)
+    _, found = layer(
+        x, x, query_mask=mask, value_mask=mask, use_causal_mask=causal,
+        return_attention_scores=True,
+    )  # fmt: skip
     q, k = placed(layer, x, references.positions(13, mask)[0])
     more = layer_weights(layer)["more"]
     expected = references.performer_weights(q, k, How(mask, mask, causal=causal), more=more)

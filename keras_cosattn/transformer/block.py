@@ -9,10 +9,11 @@ from keras import ops
 
 from keras_cosattn.attention import Attention, SoftmaxAttention
 from keras_cosattn.transformer.attention_config import attention_config, build_attention
+from keras_cosattn.transformer.layer_options import LayerOptions
 from keras_cosattn.transformer.masked_inputs import MaskedInputs
 
 if TYPE_CHECKING:
-    from keras_cosattn.transformer.layer_options import LayerOptions, Unpack
+    from typing_extensions import Unpack
 
 Tensor = Any
 

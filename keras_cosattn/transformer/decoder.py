@@ -15,10 +15,11 @@ from keras_cosattn.transformer.block import Tensor, TransformerBlock
 from keras_cosattn.transformer.decoder_attention import attend_to_encoder, attend_to_self
 from keras_cosattn.transformer.decoder_checks import check_call, check_packing
 from keras_cosattn.transformer.initial_caches import InitialCaches
+from keras_cosattn.transformer.layer_options import LayerOptions
 from keras_cosattn.transformer.state_cache import hold, release
 
 if TYPE_CHECKING:
-    from keras_cosattn.transformer.layer_options import LayerOptions, Unpack
+    from typing_extensions import Unpack
 
 CACHES = "self_attention_cache", "cross_attention_cache"
 
@@ -153,6 +154,7 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
             self.cross_attention = self._build_attention(
                 "cross_attention", shape, encoder_sequence_shape, self._cross_attention_config
             )
+            self.cross_attention.refuse("cross")
             self.cross_attention_norm = self._build_norm("cross_attention_norm", shape)
             self.cross_attention_dropout = self._build_dropout("cross_attention_dropout")
         self._build_feedforward(shape)

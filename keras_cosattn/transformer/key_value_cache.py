@@ -56,7 +56,9 @@ def attend(
         cache = ops.stack((keys, values), axis=1)
     positions = query_start + ops.arange(ops.shape(query)[1], dtype="int32")
     slots = ops.arange(ops.shape(keys)[1], dtype="int32")
-    q, k, bias = layer._place(q, keys, ops.expand_dims(positions, 0), ops.expand_dims(slots, 0))
+    q, k, bias = layer._encode_positions(
+        q, keys, ops.expand_dims(positions, 0), ops.expand_dims(slots, 0)
+    )
     mixed, _ = dense.attend(q, k, values, allowed, layer._drop(training), bias)
     return layer.output_dense(ops.cast(mixed, layer.compute_dtype)), cache
 

@@ -10,10 +10,9 @@ import dataclasses
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_cosattn import scope
+from keras_cosattn import limits, scope
 from keras_cosattn.attention import (
     Attention,
     LinearAttention,
@@ -21,6 +20,7 @@ from keras_cosattn.attention import (
     PerformerAttention,
     SoftmaxAttention,
 )
+from keras_cosattn.layout import CallLayout
 
 STEPS = "steps"
 """The name of the count of steps, int32 `(b,)`."""
@@ -85,9 +85,7 @@ def attend(
     steps = state.pop(STEPS)
     _check_index(layer, index, steps)
     with scope.opened(scope.Stream(state)) as stream:
-        outputs = layer(
-            x, x, query_mask=mask, value_mask=mask, use_causal_mask=True, training=training
-        )
+        outputs = layer(x, x, value_mask=mask, use_causal_mask=True, training=training)
     steps = steps + ops.cast(ops.shape(x)[1], "int32")
     return outputs, {**stream.next_state, STEPS: steps}
 
@@ -122,20 +120,21 @@ def read_memory(layer: Attention, width: int, encoded: Any, mask: Any) -> dict[s
 
 
 def attend_to_memory(
-    layer: Attention, query: Any, memory: dict[str, Any], value_width: int, training: bool | None
+    layer: Attention, query: Any, memory: dict[str, Any], training: bool | None
 ) -> Any:
-    """Attend to what `read_memory` returned, `(b, t, m)`, without a change of it."""
+    """Attend to what `read_memory` returned, `(b, t, m)`, without a change of it.
+
+    This is a step of the stream whose keys are all masked and whose queries are not.
+    """
     b, t = ops.shape(query)[:2]
-    nothing = ops.zeros((b, t, value_width), query.dtype)
-    with scope.opened(scope.Stream(memory)):
-        return layer(
-            query,
-            nothing,
-            query_mask=ops.ones((b, t), "bool"),
-            value_mask=ops.zeros((b, t), "bool"),
-            use_causal_mask=True,
-            training=training,
-        )
+    q = layer.query_dense(query)
+    k, v = (
+        ops.zeros((b, t, layer.num_key_value_heads, size), q.dtype)
+        for size in (layer.key_dim, layer.value_dim)
+    )
+    layout = CallLayout(t, t, key_mask=ops.zeros((b, t), "bool"), causal=True, one_sequence=True)
+    mixed = layer._attend_in_stream(q, k, v, layout, scope.Stream(memory), training)
+    return layer.output_dense(ops.cast(mixed, layer.compute_dtype))
 
 
 def check_queries_are_independent(layer: Attention) -> None:
@@ -150,10 +149,10 @@ def check_queries_are_independent(layer: Attention) -> None:
 
 
 def _check_index(layer, index, steps):
-    try:
-        index, steps = int(index), np.asarray(ops.convert_to_numpy(steps))
-    except (NotImplementedError, TypeError, RuntimeError):  # a tensor of a graph, or a tracer
+    known = limits.known_value(index), limits.known_value(steps)
+    if any(value is None for value in known):
         return
+    index, steps = known
     if (steps != index).any():
         raise ValueError(
             f"{layer.path} ({type(layer).__name__}): its state reads each step once and in order. "
