@@ -10,6 +10,7 @@ import keras_cosattn
 
 PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
 FLOORS = [
+    ["atomic_write"],
     ["ops"],
     ["scope", "masks"],
     ["positions", "temporal", "feature_maps"],
