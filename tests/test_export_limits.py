@@ -14,7 +14,7 @@ from keras_cosattn import (
 )
 from keras_cosattn.export.export_plan import make_plan
 
-CHANNELS, LIMIT = 4, 30
+CHANNELS, LIMIT = 4, 40
 
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
 
@@ -37,7 +37,7 @@ def model_of(*layers, length=None):
     "layer",
     [
         lambda: CosFormerAttention(2, 4, max_length=LIMIT),
-        lambda: LowRankAttention(2, 4, max_length=LIMIT),
+        lambda: LowRankAttention(2, 4, max_length=LIMIT, rank=8),
         lambda: PositionEmbedding(LIMIT),
         Limited,
     ],
@@ -79,7 +79,7 @@ def test_layers_that_stride_multiply_the_limit(padding, pool, steps):
     sample = keras.ops.convert_to_numpy(keras.ops.ones((1, steps, CHANNELS)))
     found = make_plan(model, sample).max_whole_steps
     exact = LIMIT * pool + (pool - 1 if padding == "valid" else 0)
-    assert exact - 2 * pool < found <= exact
+    assert 0.85 * exact < found <= exact
     model(keras.ops.ones((1, found, CHANNELS)))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,16 @@ def saved_model_runner(path: str | os.PathLike[str]) -> Run:
 
 
 def tflite_runner(path: str | os.PathLike[str]) -> Run:
-    """A TFLite file on LiteRT with one thread. One without `reset` is loaded again for it."""
+    """A TFLite file on LiteRT with one thread. One without `reset` is loaded again for it.
+
+    Raises:
+        ValueError: If LiteRT cannot load or run the file, with what it says.
+    """
 
     def load() -> dict[str, Any]:
-        file = interpreter_class()(model_path=str(path), num_threads=1)
-        return {name: file.get_signature_runner(name) for name in file.get_signature_list()}
+        with _refusals_of_litert(path):
+            file = interpreter_class()(model_path=str(path), num_threads=1)
+            return {name: file.get_signature_runner(name) for name in file.get_signature_list()}
 
     signatures = load()
 
@@ -43,9 +49,22 @@ def tflite_runner(path: str | os.PathLike[str]) -> Run:
         if signature == "reset" and signature not in signatures:
             signatures = load()
             return {}
-        return dict(signatures[signature](**inputs))
+        with _refusals_of_litert(path):
+            return dict(signatures[signature](**inputs))
 
     return run
+
+
+@contextlib.contextmanager
+def _refusals_of_litert(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise ValueError where LiteRT raises RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(
+            f"LiteRT cannot run the file {path}. It says: {' '.join(str(error).split())}. Other "
+            "layers, or a fixed `length` and `batch_size`, may avoid that op."
+        ) from error
 
 
 def tensor_runner(graph: TFLiteGraph) -> Callable[[str, Arrays], tuple[Arrays, Read]]:
