@@ -156,7 +156,7 @@ def _choose_signatures(
 ) -> tuple[list[str], Streaming | None, str | None]:
     """The names of the signatures, the stream that they need, and why there is none."""
     asked, stream, whole_only = options.signatures, None, None
-    names: list[str] = list(asked or SIGNATURES)
+    names: list[str] = list(dict.fromkeys(asked or SIGNATURES))
     if set(names) - {"serve"}:
         try:
             stream = Streaming(named.model, named.sample, options.means)
