@@ -13,7 +13,7 @@ FLOORS = [
     ["atomic_write", "limits"],
     ["ops"],
     ["scope", "masks"],
-    ["positions", "temporal", "feature_maps"],
+    ["positions", "temporal", "running_mean", "feature_maps"],
     ["attention"],
     ["transformer_blocks", "analysis"],
     ["fingerprint", "probe", "state_checks", "state_file"],
