@@ -13,7 +13,7 @@ FLOORS = [
     ["atomic_write", "limits"],
     ["ops"],
     ["scope", "masks", "layout", "component", "layer_options"],
-    ["positions", "temporal", "feature_maps"],
+    ["positions", "temporal", "running_mean", "feature_maps"],
     ["attention"],
     ["transformer", "analysis"],
     ["constant_inputs", "fingerprint", "probe", "state_checks", "state_file"],
