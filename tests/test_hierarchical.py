@@ -235,7 +235,7 @@ def test_a_layer_of_the_user_aggregates(given, causal, rng, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_close(loaded(x), model(x), 0)
-    with pytest.raises(ValueError, match="which the `aggregator` does not say"):
+    with pytest.raises(ValueError, match="which a layer as `aggregator` does not give"):
         layer(x, x, return_attention_scores=True)
 
 
