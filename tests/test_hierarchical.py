@@ -376,7 +376,7 @@ def test_a_stream_is_exact_to_its_end_and_finite_beyond(max_length, rng):
     y, state = stream(x[:, : max_length - 1], stream.initial_state(1))
     last, full = stream(x[:, max_length - 1 : max_length], state)
     assert_close(np.concatenate([y, last], axis=1), whole[:, :max_length], EXACT)
-    with pytest.raises(ValueError, match=f"ends after {max_length} steps"):
+    with pytest.raises(ValueError, match=f"is full: at most {max_length} steps"):
         stream(x[:, max_length:], full)
     across, _ = stream._step(x[:, max_length - 1 :], state)
     assert_close(across[:, :1], last, EXACT)
