@@ -152,7 +152,7 @@ def _where_segments_end(ends, mask, segments, size):
     """
     t = ops.shape(ends)[1]
     runs = ops.zeros_like(ends, "int32") if segments is None else segments
-    runs = ops.reshape(arrays.hold_end(runs, -t % size), (-1, -(-t // size), size))
+    runs = ops.reshape(arrays.pad_with_last(runs, -t % size), (-1, -(-t // size), size))
     ends = ops.reshape(arrays.pad_end(timesteps.combine(ends, mask), -t % size), ops.shape(runs))
     last = runs[:, :, -1]
     came = ops.concatenate([ops.zeros_like(last[:, :1]), last[:, :-1]], axis=1)
@@ -208,7 +208,7 @@ def _flag(flags, i):
 def _choose(chosen, q, group):
     """`q (z, C g, h, f)` where `chosen (b, n, C)`, exact zeros elsewhere."""
     chosen = ops.reshape(chosen, (-1, chosen.shape[2]))
-    return arrays.zero_masked(q, arrays.each_row(chosen, group))
+    return arrays.zero_masked(q, arrays.repeat_rows(chosen, group))
 
 
 def _chunks(x, size):
