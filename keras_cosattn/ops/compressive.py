@@ -92,8 +92,8 @@ def _of_aligned(q, k, v, size, group, t, delta_rule):
     b = ops.shape(q)[0]
     sums = ops.zeros((b, k.shape[2], k.shape[3], v.shape[3]), k.dtype)
     flags = ops.ones((b, -(-t // size), 3), k.dtype)
-    found, _ = _memories(k, v, flags, sums, None, delta_rule)
-    return chunks.join(chunks.read(chunks.split(q, size * group), found), t * group, b)
+    memories, _ = _memories(k, v, flags, sums, None, delta_rule)
+    return chunks.join(chunks.read(chunks.split(q, size * group), memories), t * group, b)
 
 
 def _of_one_step(q, k, v, size, mask, state, delta_rule, means):
@@ -141,11 +141,11 @@ def _of_any(q, k, v, size, group, mask, segments, state, delta_rule, means):
         keep, share = arrays.shares_of_mean(before, new)
         sums, written_k = sums * keep, written_k * share
     written_k, written_v = chunks.split(written_k, size), chunks.split(written_v, size)
-    found, after = _memories(written_k, written_v, flags, sums, found_run, delta_rule)
-    own = found * _flag(flags, 1)
+    memories, after = _memories(written_k, written_v, flags, sums, found_run, delta_rule)
+    own = memories * _flag(flags, 1)
     finished = own + _write(written_k, written_v, own, delta_rule)
     q = chunks.split(q, size * group)
-    out = chunks.read(_choose(reads_found, q, group), found)
+    out = chunks.read(_choose(reads_found, q, group), memories)
     out = out + chunks.read(_choose(reads_finished, q, group), finished)
     out = chunks.join(out, t * group, b)
     if state is None:
@@ -174,7 +174,7 @@ def _where_segments_end(ends, mask, segments, size):
     """
     t = ops.shape(ends)[1]
     runs = ops.zeros_like(ends, "int32") if segments is None else segments
-    runs = ops.reshape(arrays.pad_with_last(runs, -t % size), (-1, -(-t // size), size))
+    runs = chunks.split_ids(runs, size)
     ends = ops.reshape(arrays.pad_end(timesteps.combine(ends, mask), -t % size), ops.shape(runs))
     last = runs[:, :, -1]
     found_run = ops.concatenate([ops.zeros_like(last[:, :1]), last[:, :-1]], axis=1)
@@ -203,27 +203,29 @@ def _memories(k, v, flags, sums, found_run, delta_rule):
     def flat(x):
         return ops.reshape(x, (b, n, math.prod(x.shape[1:])))
 
-    def step(inputs, found):
+    def step(inputs, memory):
         of_k, of_v = math.prod(k.shape[1:]), math.prod(v.shape[1:])
         new_k = ops.reshape(inputs[:, :of_k], (-1, *k.shape[1:]))
         new_v = ops.reshape(inputs[:, of_k : of_k + of_v], (-1, *v.shape[1:]))
         is_kept, own, is_written = (_flag(inputs, i - 3) for i in range(3))
-        found = ops.reshape(found, (-1, *sums.shape[1:]))
-        new = _write(new_k, new_v, found * own, delta_rule) * is_written
-        return ops.reshape(found * is_kept + new, (b, math.prod(sums.shape[1:])))
+        memory = ops.reshape(memory, (-1, *sums.shape[1:]))
+        new = _write(new_k, new_v, memory * own, delta_rule) * is_written
+        return ops.reshape(memory * is_kept + new, (b, math.prod(sums.shape[1:])))
 
     start = ops.reshape(sums, (b, math.prod(sums.shape[1:])))
     inputs = ops.concatenate([flat(k), flat(v), flags], axis=2)
     if delta_rule:
-        found = states_before(step, inputs, start)
+        memories = states_before(step, inputs, start)
     else:
         new = flat(_write(k, v, None, False)) * flags[:, :, 2:]
-        found = ops.concatenate([ops.expand_dims(start, 1), new[:, :-1]], axis=1)
-        found = (
-            ops.cumsum(found, axis=1) if found_run is None else segmented_cumsum(found, found_run)
+        memories = ops.concatenate([ops.expand_dims(start, 1), new[:, :-1]], axis=1)
+        memories = (
+            ops.cumsum(memories, axis=1)
+            if found_run is None
+            else segmented_cumsum(memories, found_run)
         )
-    after = step(inputs[:, -1], found[:, -1])
-    return tuple(ops.reshape(x, (-1, *sums.shape[1:])) for x in (found, after))
+    after = step(inputs[:, -1], memories[:, -1])
+    return tuple(ops.reshape(x, (-1, *sums.shape[1:])) for x in (memories, after))
 
 
 def _flag(flags, i):
