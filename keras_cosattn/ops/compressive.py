@@ -219,11 +219,10 @@ def _memories(k, v, flags, sums, found_run, delta_rule):
     else:
         new = flat(_write(k, v, None, False)) * flags[:, :, 2:]
         memories = ops.concatenate([ops.expand_dims(start, 1), new[:, :-1]], axis=1)
-        memories = (
-            ops.cumsum(memories, axis=1)
-            if found_run is None
-            else segmented_cumsum(memories, found_run)
-        )
+        if found_run is None:
+            memories = ops.cumsum(memories, axis=1)
+        else:
+            memories = segmented_cumsum(memories, found_run)
     after = step(inputs[:, -1], memories[:, -1])
     return tuple(ops.reshape(x, (-1, *sums.shape[1:])) for x in (memories, after))
 
