@@ -62,6 +62,14 @@ def compressive_memory(
     Returns:
         `(b, t, h, e)`, and the new `"sums"` and `"pending"`, `None` without a state.
 
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops.compressive import compressive_memory
+    >>> q = np.ones((1, 10, 2, 4), "float32")
+    >>> out, state = compressive_memory(q, q, q, size=4)
+    >>> tuple(out.shape)
+    (1, 10, 2, 4)
+
     Reference:
         - [Munkhdalai et al., 2024](https://arxiv.org/abs/2404.07143), equations 3-6
     """

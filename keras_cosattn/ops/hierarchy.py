@@ -5,6 +5,7 @@ Shapes: n steps in U units of at most c steps each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -53,7 +54,15 @@ def given_units(valid: Tensor, numbers: Tensor, size: int, capacity: int | Tenso
 
 
 def gather_units(x: Tensor, units: Units) -> Tensor:
-    """Return `x (b, n, ...)` by units, `(b * U, c, ...)`. Places without a valid step are zero."""
+    """Return `x (b, n, ...)` by units, `(b * U, c, ...)`. Places without a valid step are zero.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops import hierarchy
+    >>> units = hierarchy.fixed_units(np.ones((2, 10), "bool"), size=4)
+    >>> tuple(hierarchy.gather_units(np.ones((2, 10, 3), "float32"), units).shape)
+    (6, 4, 3)
+    """
     if units.of is None:
         return _split(x, units.count, units.size)
     x = arrays.fit_length(x, ops.shape(x)[1] + units.size)
@@ -72,7 +81,16 @@ def segments_of_units(segments: Tensor, units: Units) -> Tensor:
     return timesteps.segment_numbers(of_first)
 
 
-def attend_inside(q, k, v, units, *, causal, mask, dropout=None):
+def attend_inside(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    units: Units,
+    *,
+    causal: bool,
+    mask: Tensor | None,
+    dropout: Callable | None = None,
+) -> Tensor:
     """Softmax attention of each step to the steps of its unit, `(b, n, h, e)`."""
     mixed, _ = window_attention(
         q, k, v, size=units.size, causal=causal, mask=mask, segments=units.of, dropout=dropout

@@ -108,6 +108,14 @@ def read_tokens(
 
     Returns:
         `(b, t, h, e)` and the log totals of `dense.attend`, `(b, t, h)`.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops.memory_tokens import read_tokens
+    >>> q, tokens = np.ones((1, 10, 2, 4), "float32"), np.ones((1, 9, 2, 4), "float32")
+    >>> mixed, totals = read_tokens(q, tokens, tokens, size=4, count=3)
+    >>> tuple(mixed.shape), tuple(totals.shape)
+    ((1, 10, 2, 4), (1, 10, 2))
     """
     b, t = ops.shape(q)[:2]
     length = min(t, size) if isinstance(t, int) else size

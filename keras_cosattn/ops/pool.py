@@ -23,6 +23,13 @@ def pool(x: Tensor, valid: Tensor, query: Tensor | None = None) -> tuple[Tensor,
 
     Returns:
         The sum `(z, h, d)` and a, `(z, h, 1, c)`, float32.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops.pool import pool
+    >>> mean, weights = pool(np.ones((2, 5, 3, 4), "float32"), np.ones((2, 5), "bool"))
+    >>> tuple(mean.shape), tuple(weights.shape)
+    ((2, 3, 4), (2, 3, 1, 5))
     """
     u = arrays.accumulate(x[:, :1]) * 0.0
     if query is not None:

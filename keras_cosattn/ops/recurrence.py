@@ -20,6 +20,13 @@ def states_before(
         step: Function of one step, from `inputs (b, m)` and `state (b, w)` to the next state.
         inputs: `(b, n, m)`.
         state: `(b, w)`, the state before the first step.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops.recurrence import states_before
+    >>> inputs, state = np.ones((2, 5, 3), "float32"), np.zeros((2, 3), "float32")
+    >>> tuple(states_before(lambda x, state: 0.5 * state + x, inputs, state).shape)
+    (2, 5, 3)
     """
     if inputs.shape[1] == 1:
         return ops.expand_dims(state, 1)

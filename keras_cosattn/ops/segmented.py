@@ -60,6 +60,14 @@ def segmented_attention(
 
     Returns:
         `(b, t, h, e)` and the new state (`None` without one).
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops.segmented import segmented_attention, summary
+    >>> q = np.ones((1, 10, 2, 4), "float32")
+    >>> out, state = segmented_attention(q, q, q, size=4, summarise=summary)
+    >>> tuple(out.shape)
+    (1, 10, 2, 4)
     """
     k, v = arrays.zero_masked(k, mask), arrays.zero_masked(v, mask)
     if state is not None:

@@ -271,7 +271,7 @@ def _steps(b, s):
 
 
 def _after_history(k, v, state, length):
-    """Keys and values with those of the `length` steps before them in front."""
+    """Keys and values, preceded by those of the `length` steps before them."""
     if length == 0:
         return k, v
     if state is None:
@@ -281,7 +281,7 @@ def _after_history(k, v, state, length):
 
 
 def _steps_after_history(steps, state, length):
-    """The numbers of the keys, with those of the `length` steps before them in front."""
+    """The numbers of the keys, preceded by those of the `length` steps before them."""
     if length == 0:
         return steps
     b = ops.shape(steps["valid"])[0]
