@@ -1,4 +1,4 @@
-"""Doctests know `keras`, `np` and the package, begin with the same seed, and write to a new folder."""
+"""Doctests know `keras`, `np` and the package, and start with the same seed in an empty folder."""
 
 import pytest
 

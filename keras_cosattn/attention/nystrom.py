@@ -101,7 +101,7 @@ class NystromAttention(Attention):
         )
         if self.conv_kernel_size is not None:
             around = convolve_steps(v, ops.convert_to_tensor(self.conv_kernel), layout.key_mask)
-            mixed = mixed + arrays.each_head(around, self.num_heads // self.num_key_value_heads)
+            mixed = mixed + arrays.repeat_heads(around, self.num_heads // self.num_key_value_heads)
         return self.dropout_layer(mixed, training=training)
 
     def get_config(self):

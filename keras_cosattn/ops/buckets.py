@@ -87,7 +87,7 @@ def bucket_attention(
         size=size,
         before=2,
         after=0 if causal else 1,
-        place=own_last if own_key_last else None,
+        encode_positions=own_last if own_key_last else None,
         log_totals=True,
     )
     mixed = take_rows(ops.concatenate([mixed, ops.expand_dims(totals, 3)], axis=3), back, 1)
