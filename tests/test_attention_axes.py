@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 from support import assert_close
 
-from keras_cosattn.attention.axes import AttentionAxes
+from keras_cosattn.attention.axes import AttentionAxes, Folding
 
 HEADS, D, WIDTH = 2, 3, 5
 # attention axes, axes of the queries, axes of the values
@@ -33,6 +33,11 @@ def peer(attention_axes, query, value):
     return layer
 
 
+def folding(attention_axes, query, value):
+    axes = AttentionAxes.of(attention_axes, len(query.shape))
+    return Folding(axes, ops.shape(query), ops.shape(value))
+
+
 def attend(layer, query, value, mask=None):
     """Attention of `(b, t, m)` inputs with the weights of `layer`."""
     q, k, v = (
@@ -55,40 +60,40 @@ def attend(layer, query, value, mask=None):
 def test_outputs_and_scores_are_those_of_keras(case):
     attention_axes, query, value = case
     layer = peer(attention_axes, query, value)
-    axes = AttentionAxes.of(attention_axes, query.ndim)
-    found, scores = attend(layer, *map(np.asarray, (axes.fold(query), axes.fold(value))))
+    fold = folding(attention_axes, query, value)
+    found, scores = attend(layer, *map(np.asarray, (fold.fold(query), fold.fold(value))))
     expected, expected_scores = layer(query, value, return_attention_scores=True)
-    assert_close(axes.unfold(found, query), expected)
-    assert_close(axes.unfold_scores(scores, query, value), expected_scores)
-    assert axes.scores_shape(query.shape, value.shape, HEADS) == tuple(expected_scores.shape)
-    assert axes.fold_shape(query.shape) == tuple(axes.fold(query).shape)
+    assert_close(fold.unfold(found), expected)
+    assert_close(fold.unfold_scores(scores), expected_scores)
+    assert fold.axes.scores_shape(query.shape, value.shape, HEADS) == tuple(expected_scores.shape)
+    assert fold.axes.fold_shape(query.shape) == tuple(fold.fold(query).shape)
 
 
 @pytest.mark.parametrize("leading", ["none", "batch", "batch and heads", "ones"])
 def test_attention_masks_are_those_of_keras(case, leading, rng):
     attention_axes, query, value = case
     layer = peer(attention_axes, query, value)
-    axes = AttentionAxes.of(attention_axes, query.ndim)
-    shape = axes.scores_shape(query.shape, value.shape, HEADS)
-    pairs = shape[2 + len(axes.others) :]
+    fold = folding(attention_axes, query, value)
+    shape = fold.axes.scores_shape(query.shape, value.shape, HEADS)
+    pairs = shape[2 + len(fold.axes.others) :]
     front = {
         "none": (),
         "batch": shape[:1],
-        "batch and heads": shape[: 2 + len(axes.others)],
-        "ones": (1,) * (2 + len(axes.others)),
+        "batch and heads": shape[: 2 + len(fold.axes.others)],
+        "ones": (1,) * (2 + len(fold.axes.others)),
     }[leading]
     mask = rng.random((*front, *pairs)) < 0.7
     mask = mask | (np.arange(pairs[-1]) == 0)  # every query sees a key
-    folded = np.asarray(axes.fold_attention_mask(mask, query, value))
-    found, _ = attend(layer, *map(np.asarray, (axes.fold(query), axes.fold(value))), mask=folded)
-    assert_close(axes.unfold(found, query), layer(query, value, attention_mask=mask))
+    folded = np.asarray(fold.fold_attention_mask(mask))
+    found, _ = attend(layer, *map(np.asarray, (fold.fold(query), fold.fold(value))), mask=folded)
+    assert_close(fold.unfold(found), layer(query, value, attention_mask=mask))
 
 
 def test_masks_of_steps_fold_as_their_steps(case):
-    attention_axes, query, _ = case
-    axes = AttentionAxes.of(attention_axes, query.ndim)
+    attention_axes, query, value = case
+    fold = folding(attention_axes, query, value)
     mask = query[..., 0] > 0
-    np.testing.assert_array_equal(axes.fold(mask), np.asarray(axes.fold(query))[..., 0] > 0)
+    np.testing.assert_array_equal(fold.fold(mask), np.asarray(fold.fold(query))[..., 0] > 0)
 
 
 def test_one_axis_of_steps_is_single():
@@ -107,10 +112,9 @@ def test_other_axes_are_refused(attention_axes):
 
 @pytest.mark.parametrize("shape", [(4, 5), (7,), (2, 4, 1, 4, 2), (2, 3, 2, 4, 2, 1)])
 def test_attention_masks_of_another_shape_are_refused(shape):
-    axes = AttentionAxes.of(2, 4)
-    query, value = np.zeros((2, 3, 4, 5)), np.zeros((2, 3, 2, 5))
+    fold = folding(2, np.zeros((2, 3, 4, 5)), np.zeros((2, 3, 2, 5)))
     with pytest.raises(ValueError, match=r"must broadcast to \(2, 3, 'h', 4, 2\)"):
-        axes.fold_attention_mask(np.ones(shape, bool), query, value)
+        fold.fold_attention_mask(np.ones(shape, bool))
 
 
 def test_unknown_sizes_stay_unknown():
@@ -130,12 +134,12 @@ def test_sizes_that_only_the_graph_knows(case):
 
     @tf.function(input_signature=[unknown, unknown])
     def there_and_back(query, value):
-        folded, keys = axes.fold(query), axes.fold(value)
+        fold = folding(attention_axes, query, value)
+        folded, keys = fold.fold(query), fold.fold(value)
         scores = tf.einsum("btm,bsm->bts", folded, keys)[:, None]
-        mask = axes.fold_attention_mask(
-            tf.ones([1] * (query.shape.rank + len(axes.steps)), "bool"), query, value
-        )
-        return axes.unfold(folded, query), axes.unfold_scores(scores, query, value), mask
+        mask = tf.ones([1] * (query.shape.rank + len(axes.steps)), "bool")
+        mask = fold.fold_attention_mask(mask)
+        return fold.unfold(folded), fold.unfold_scores(scores), mask
 
     back, scores, mask = there_and_back(query, value)
     assert_close(back, query, 0)

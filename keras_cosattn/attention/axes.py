@@ -66,82 +66,100 @@ class AttentionAxes:
         """Whether inputs are `(b, t, m)` already."""
         return self.steps == (1,) and not self.others
 
-    def fold(self, x: Tensor) -> Tensor:
-        """Return `x (b, *axes, ...)` as `(b', t, ...)`: inputs, or masks of steps."""
-        kept = range(1 + len(self.others) + len(self.steps), len(x.shape))
-        x = ops.transpose(x, (0, *self.others, *self.steps, *kept))
-        return ops.reshape(x, _sizes(self._fold_sizes(ops.shape(x))))
-
     def fold_shape(self, shape: Shape) -> Shape:
         """Return the shape `(b, *axes, ...)` as `(b', t, ...)`. None is an unknown size."""
         between = (0, *self.others, *self.steps)
-        return self._fold_sizes([*(shape[axis] for axis in between), *shape[len(between) :]])
+        return self.fold_sizes([*(shape[axis] for axis in between), *shape[len(between) :]])
 
-    def unfold(self, x: Tensor, query: Tensor) -> Tensor:
-        """Return `x (b', t, ...)` as `(b, *axes, ...)`, with the axes of `query (b, *axes, m)`."""
-        order = (0, *self.others, *self.steps)
-        shape = ops.shape(query)
-        x = ops.reshape(x, _sizes([*(shape[axis] for axis in order), *ops.shape(x)[2:]]))
-        return ops.transpose(x, (*np.argsort(order).tolist(), *range(len(order), len(x.shape))))
+    def fold_sizes(self, sizes: Any) -> tuple:
+        """Return the sizes of the axes `(0, *others, *steps, ...)` as those of `(b', t, ...)`."""
+        first, second = 1 + len(self.others), 1 + len(self.others) + len(self.steps)
+        return (_product(sizes[:first]), _product(sizes[first:second]), *sizes[second:])
 
-    def fold_attention_mask(self, mask: Tensor, query: Tensor, value: Tensor) -> Tensor:
-        """Return an attention mask as `(b' or 1, h or 1, t or 1, s or 1)`.
-
-        Args:
-            mask: Tensor that broadcasts to the shape of `scores_shape`. As in
-                `keras.layers.MultiHeadAttention`, missing axes are inserted before those of the
-                queries' steps.
-            query: `(b, *axes, m)`.
-            value: `(b, *axes, m')`.
-
-        Raises:
-            ValueError: If the mask does not broadcast to that shape.
-        """
-        steps, rank = len(self.steps), len(mask.shape)
-        missing = 2 + len(self.others) + 2 * steps - rank
-        if missing < 0 or rank < 2 * steps:
-            raise ValueError(self._mask_message(query, value, mask))
-        start = rank - 2 * steps
-        whole = ops.expand_dims(mask, tuple(range(start, start + missing)))
-        sizes = ops.shape(whole)
-        heads = sizes[1 + len(self.others)]
-        groups, position = [], 0
-        for group in self._groups(ops.shape(query), ops.shape(value), heads):
-            found = sizes[position : position + len(group)]
-            if not all(_broadcasts(n, full) for n, full in zip(found, group, strict=True)):
-                raise ValueError(self._mask_message(query, value, mask))
-            groups.append(found if found == (1,) * len(group) else group)
-            position += len(group)
-        whole = ops.broadcast_to(whole, [n for group in groups for n in group])
-        return ops.reshape(whole, _sizes([math.prod(group) for group in groups]))
-
-    def unfold_scores(self, scores: Tensor, query: Tensor, value: Tensor) -> Tensor:
-        """Return scores `(b', h, t, s)` in the shape of `scores_shape`."""
-        groups = self._groups(ops.shape(query), ops.shape(value), scores.shape[1])
-        return ops.reshape(scores, _sizes([n for group in groups for n in group]))
-
-    def scores_shape(self, query_shape: Shape, value_shape: Shape, heads: int) -> Shape:
-        """Return `(b, *others, h, *steps of the queries, *steps of the keys)`."""
-        return tuple(n for group in self._groups(query_shape, value_shape, heads) for n in group)
-
-    def _groups(self, query_shape, value_shape, heads):
-        """The axes of the scores in four groups, as `b'`, h, t and s hold them."""
+    def score_groups(self, query_shape: Shape, value_shape: Shape, heads: Any) -> tuple:
+        """Return the sizes of the axes of scores in four groups, which fold to `(b', h, t, s)`."""
         batch = tuple(query_shape[axis] for axis in (0, *self.others))
         queries, keys = (
             tuple(shape[axis] for axis in self.steps) for shape in (query_shape, value_shape)
         )
         return batch, (heads,), queries, keys
 
-    def _fold_sizes(self, sizes):
-        """The sizes of `(0, *others, *steps, ...)`, the first two groups as one size each."""
-        first, second = 1 + len(self.others), 1 + len(self.others) + len(self.steps)
-        return (_product(sizes[:first]), _product(sizes[first:second]), *sizes[second:])
+    def scores_shape(self, query_shape: Shape, value_shape: Shape, heads: int) -> Shape:
+        """Return `(b, *others, h, *steps of the queries, *steps of the keys)`."""
+        return tuple(
+            n for group in self.score_groups(query_shape, value_shape, heads) for n in group
+        )
 
-    def _mask_message(self, query, value, mask):
-        shape = self.scores_shape(tuple(query.shape), tuple(value.shape), "h")
+
+@dataclasses.dataclass(frozen=True)
+class Folding:
+    """The folding of one call: its axes, and the sizes to which outputs and scores unfold.
+
+    Args:
+        axes: An `AttentionAxes`.
+        query_sizes: Tuple of integers or tensors, the shape of the query `(b, *axes, m)`.
+        value_sizes: As `query_sizes`, of the value.
+    """
+
+    axes: AttentionAxes
+    query_sizes: tuple
+    value_sizes: tuple
+
+    def fold(self, x: Tensor) -> Tensor:
+        """Return `x (b, *axes, ...)` as `(b', t, ...)`: inputs, or masks of steps."""
+        axes = self.axes
+        kept = range(1 + len(axes.others) + len(axes.steps), len(x.shape))
+        x = ops.transpose(x, (0, *axes.others, *axes.steps, *kept))
+        return ops.reshape(x, _sizes(axes.fold_sizes(ops.shape(x))))
+
+    def fold_attention_mask(self, mask: Tensor) -> Tensor:
+        """Return an attention mask as `(b' or 1, h or 1, t or 1, s or 1)`.
+
+        Args:
+            mask: Tensor that broadcasts to the shape of the scores. As in
+                `keras.layers.MultiHeadAttention`, missing axes are inserted before those of the
+                queries' steps.
+
+        Raises:
+            ValueError: If the mask does not broadcast to that shape.
+        """
+        others, steps, rank = len(self.axes.others), len(self.axes.steps), len(mask.shape)
+        missing = 2 + others + 2 * steps - rank
+        if missing < 0 or rank < 2 * steps:
+            raise ValueError(self._mask_message(mask))
+        start = rank - 2 * steps
+        whole = ops.expand_dims(mask, tuple(range(start, start + missing)))
+        sizes = ops.shape(whole)
+        groups, position = [], 0
+        for group in self._groups(sizes[1 + others]):
+            found = sizes[position : position + len(group)]
+            if not all(_broadcasts(n, full) for n, full in zip(found, group, strict=True)):
+                raise ValueError(self._mask_message(mask))
+            groups.append(found if found == (1,) * len(group) else group)
+            position += len(group)
+        whole = ops.broadcast_to(whole, [n for group in groups for n in group])
+        return ops.reshape(whole, _sizes([math.prod(group) for group in groups]))
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """Return `x (b', t, ...)` as `(b, *axes, ...)`, with the axes of the query."""
+        order = (0, *self.axes.others, *self.axes.steps)
+        sizes = [self.query_sizes[axis] for axis in order]
+        x = ops.reshape(x, _sizes([*sizes, *ops.shape(x)[2:]]))
+        return ops.transpose(x, (*np.argsort(order).tolist(), *range(len(order), len(x.shape))))
+
+    def unfold_scores(self, scores: Tensor) -> Tensor:
+        """Return scores `(b', h, t, s)` in the shape that `AttentionAxes.scores_shape` gives."""
+        groups = self._groups(scores.shape[1])
+        return ops.reshape(scores, _sizes([n for group in groups for n in group]))
+
+    def _groups(self, heads):
+        return self.axes.score_groups(self.query_sizes, self.value_sizes, heads)
+
+    def _mask_message(self, mask):
+        shape = tuple(n for group in self._groups("h") for n in group)
         return (
             f"`attention_mask` must broadcast to {shape}, with at least its last "
-            f"{2 * len(self.steps)} axes. Received: attention_mask.shape={tuple(mask.shape)}"
+            f"{2 * len(self.axes.steps)} axes. Received: attention_mask.shape={tuple(mask.shape)}"
         )
 
 
