@@ -50,6 +50,17 @@ def compiled(function):
     return tf.function(function, jit_compile=True)
 
 
+def traced(function):
+    """`function` of arrays as a graph, which knows its arguments by their shapes only."""
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    import tensorflow as tf
+
+    return tf.function(function)
+
+
 def pure(layer, *args, **kwargs):
     """The layer's outputs; with dropout, the same numbers are dropped at every call."""
     trainable = [v.value for v in layer.trainable_variables]

@@ -1,112 +1,122 @@
-"""What every attention layer shares: projections, masks, head groups, dropout, config, streams."""
+"""The base of the attention layers: projections, masks, head groups, dropout, config, streams."""
 
-import typing
+from __future__ import annotations
+
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_cosattn import scope
-from keras_cosattn.ops import arrays, timesteps
+from keras_cosattn.attention import refusals
+from keras_cosattn.attention.arguments import optional, own_copy, positive
+from keras_cosattn.attention.call_inputs import CallInputs, check_shapes, differ, read_call
+from keras_cosattn.layout import CallLayout
+from keras_cosattn.ops import arrays
 
-
-class Masks(typing.NamedTuple):
-    """Which key each query may see, in factors. None stands for all."""
-
-    query: object = None  # (b, t) bool
-    key: object = None  # (b, s) bool
-    segments: object = None  # (b, t) integer
-    attention: object = None  # broadcastable to (b, h, t, s)
-    causal: bool = False
-    lengths: object = (
-        None  # (t, s), read before the projections: reading a size cuts a TFLite graph
-    )
+Tensor = Any
 
 
 class Attention(keras.layers.Layer):
     """Base of the attention layers: a drop-in for `keras.layers.MultiHeadAttention`.
 
-    `(b, t, m)` queries and `(b, s, m')` values are projected to heads, mixed by the variant, and
+    Queries `(b, t, m)` and values `(b, s, m')` are projected to heads, mixed by the variant, and
     projected back to `(b, t, m)`. A variant fills in `_mix` and `_attend_in_stream`, and says in
     `cannot` what it cannot do.
 
+    Masked steps do not exist: they may hold any number, NaN too, and positions and limits count
+    valid steps only. A row with nothing to attend to is zero before the output projection. Inside
+    a stream (`Streaming`) the layer continues from its state; that needs `use_causal_mask=True`.
+
     Args:
-        num_heads: h.
-        key_dim: d, the size of a query or key head.
-        value_dim: e, the size of a value head; None is d.
-        num_key_value_heads: heads of keys and values, each shared by a group of query heads;
-            None is h. Ainslie et al., 2023.
-        position: how far apart two steps are, for the variants that can use it: one of the
-            objects of `keras_cosattn.positions`.
-        dropout: rate, while training.
-        use_bias: give the projections a bias.
-        output_shape: size of the output's last axis; None is that of the query.
-        kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
-        kernel_constraint, bias_constraint: of the projections.
-        seed: of the dropout.
+        num_heads: Integer, h, the number of query heads.
+        key_dim: Integer, d, the size of a query or key head.
+        value_dim: Integer, e, the size of a value head. Defaults to `key_dim`.
+        dropout: Float between 0 and 1, the dropout rate in training. Defaults to `0.0`.
+        use_bias: Boolean, whether the projections have a bias. Defaults to `True`.
+        output_shape: Integer, the size of the output's last axis. Defaults to that of the query.
+        kernel_initializer: Initializer of the projections' kernels. Defaults to
+            `"glorot_uniform"`.
+        bias_initializer: Initializer of the projections' biases. Defaults to `"zeros"`.
+        kernel_regularizer: Regularizer of the projections' kernels.
+        bias_regularizer: Regularizer of the projections' biases.
+        kernel_constraint: Constraint of the projections' kernels.
+        bias_constraint: Constraint of the projections' biases.
+        seed: Integer, the seed of the dropout.
+        num_key_value_heads: Integer, the number of key and value heads, each of which is shared by
+            a group of query heads (Ainslie et al., 2023). Defaults to `num_heads`.
+        position: An object of `keras_cosattn.positions`, for the variants that can use it. The
+            layer makes a copy of its own. Defaults to `None`.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
-        query: `(b, t, m)`.
-        value: `(b, s, m')`.
-        key: `(b, s, m'')`; None is the value.
-        query_mask, value_mask, key_mask: `(b, t)`, `(b, s)`, `(b, s)`, True where a step takes
-            part; None is Keras's implicit mask, and in self-attention (`query is value`) the mask
-            of the values. Masked queries give zero before the output projection, and positions
-            count the real steps only.
-        attention_mask: `(b, 1, s)`, a padding mask; `SoftmaxAttention` takes any that
-            broadcasts to `(b, h, t, s)`.
-        return_attention_scores: also return the weights `(b, h, t, s)` with which the values are
-            mixed, in O(t s) memory and the time of mixing values of size s.
-        training: apply dropout.
-        use_causal_mask: query t sees keys s <= t, both counted from the start.
-        segment_ids: `(b, t)`, for packed sequences in self-attention: a step sees only its own
-            run of equal ids.
+        query: Tensor `(b, t, m)`.
+        value: Tensor `(b, s, m')`.
+        key: Tensor `(b, s, m'')`. Defaults to `value`.
+        query_mask: Boolean `(b, t)`, True for valid queries. Defaults to the query's Keras mask.
+            The row of a masked query is zero before the output projection.
+        value_mask: Boolean `(b, s)`, True for valid values. Defaults to the value's Keras mask. In
+            a causal call without `query_mask`, and in a packed call, it masks the queries too.
+        key_mask: Boolean `(b, s)`, as `value_mask`. A step is valid if both masks say so.
+        attention_mask: Boolean `(b, 1, s)`, a mask of the keys. `SoftmaxAttention` takes any mask
+            that broadcasts to `(b, h, t, s)`.
+        return_attention_scores: Boolean, whether to return the weights `(b, h, t, s)` with which
+            the values are mixed, too. They cost O(t s) memory, and as much time as values of
+            size s.
+        training: Boolean, whether to apply dropout.
+        use_causal_mask: Boolean. If True, query t sees only the keys s <= t.
+        segment_ids: Integer `(b, t)`, for packed sequences in self-attention: a step sees only
+            the steps of its own run of equal ids.
 
-    A row with nothing to attend to is zero before the output projection. Inside a stream
-    (`Streaming`) the layer goes on from its state; that needs `use_causal_mask=True`.
+    Returns:
+        A tensor `(b, t, m)`, or with `return_attention_scores=True` a pair of it and the weights.
 
-    Attributes:
-        cannot: dict of the uses that the layer refuses, each with its reason: "both ways" (without
-            `use_causal_mask`), "causal", "cross" (queries other than the values), "packed"
-            (`segment_ids`), "stream".
+    Raises:
+        ValueError: If an argument has the wrong shape, if the layer cannot do what is asked, or
+            if it is known that there are more valid steps than the layer's limit.
     """
 
     accepts_attention_mask = False
-    accepts_positions = ()  # of the kinds "rotation", "encoding" and "bias"
+    accepts_positions: tuple[str, ...] = ()  # of the kinds "rotation", "encoding" and "bias"
     shares_query_and_key = False  # one projection, named `query`, makes both
+    needs_valid_first = False  # `_mix` and `_attend_in_stream` want the valid steps first
 
     def __init__(
         self,
-        num_heads,
-        key_dim,
-        value_dim=None,
-        num_key_value_heads=None,
-        dropout=0.0,
-        use_bias=True,
-        output_shape=None,
-        position=None,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        seed=None,
-        **kwargs,
+        num_heads: int,
+        key_dim: int,
+        value_dim: int | None = None,
+        dropout: float = 0.0,
+        use_bias: bool = True,
+        output_shape: int | None = None,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        seed: int | None = None,
+        *,
+        num_key_value_heads: int | None = None,
+        position: Any = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.num_heads = positive("num_heads", num_heads)
         self.key_dim = positive("key_dim", key_dim)
-        self.value_dim = positive("value_dim", value_dim or key_dim)
-        self.num_key_value_heads = positive("num_key_value_heads", num_key_value_heads or num_heads)
-        if num_heads % self.num_key_value_heads:
+        self.value_dim = optional(positive, "value_dim", value_dim) or self.key_dim
+        shared = optional(positive, "num_key_value_heads", num_key_value_heads)
+        self.num_key_value_heads = shared or self.num_heads
+        if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 "`num_heads` must be a multiple of `num_key_value_heads`. Received: "
                 f"num_heads={num_heads}, num_key_value_heads={num_key_value_heads}"
             )
         self.dropout = dropout
         self.use_bias = use_bias
-        self.output_size = output_shape
-        self.position = self._check_position(position)
+        self.output_size = optional(positive, "output_shape", output_shape)
+        self.position = own_copy(position)
+        refusals.check_position(self, self.position)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -115,11 +125,11 @@ class Attention(keras.layers.Layer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.seed = seed
         self.supports_masking = True
-        self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy)
+        self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.sum_dtype)
 
     def build(self, query_shape, value_shape, key_shape=None):
         key_shape = value_shape if key_shape is None else key_shape
-        self._check_inputs(query_shape, value_shape, key_shape)
+        check_shapes(self.name, query_shape, value_shape, key_shape)
         shared = self.num_key_value_heads
         self.query_dense = self._heads("query", query_shape, self.num_heads, self.key_dim)
         if not self.shares_query_and_key:
@@ -137,68 +147,53 @@ class Attention(keras.layers.Layer):
             self.position.build((*query_shape[:2], self.num_heads, self.key_dim))
 
     @property
-    def cannot(self):
-        """What the layer refuses: use -> reason."""
+    def cannot(self) -> dict[str, str]:
+        """What the layer refuses, each with its reason.
+
+        The keys are of "both ways" (without `use_causal_mask`), "causal", "cross" (queries other
+        than the values), "packed" (`segment_ids`) and "stream".
+        """
         return {}
 
-    def __call__(self, query, value, *args, **kwargs):
-        key = args[0] if args else kwargs.get("key")
-        if query is not value or (key is not None and key is not value):
-            self._refuse("cross")
-        # Keras converts each argument by itself: `call` may not see that two were the same.
-        names = ("query_mask", "value_mask", "attention_mask")
-        found = _one_mask(query, value, *map(kwargs.get, names))
-        kwargs |= {k: m for k, m in zip(names, found, strict=True) if k in kwargs or m is not None}
-        watch = scope.watching()
-        if watch is None:
-            return super().__call__(query, value, *args, **kwargs)
-        asked = kwargs.pop("return_attention_scores", False)
-        kwargs["return_attention_scores"] = True
-        outputs, weights, *more = super().__call__(query, value, *args, **kwargs)
-        watch(self, weights)
-        outputs = (outputs, weights, *more) if asked else (outputs, *more)
-        return outputs if len(outputs) > 1 else outputs[0]
+    @property
+    def sum_dtype(self) -> str:
+        """The dtype of sums, normalisers and states: float32, or float64 in a float64 layer."""
+        return "float64" if self.compute_dtype == "float64" else "float32"
+
+    @property
+    def sequence_limit(self) -> int | None:
+        """The largest number of valid steps of a whole sequence. None means that any will do."""
+        return None
 
     def call(
         self,
-        query,
-        value,
-        key=None,
-        query_mask=None,
-        value_mask=None,
-        key_mask=None,
-        attention_mask=None,
-        return_attention_scores=False,
-        training=None,
-        use_causal_mask=False,
-        segment_ids=None,
-        **more,
-    ):
-        key = value if key is None else key
-        self._check_inputs(query.shape, value.shape, key.shape)
-        how = self._read_masks(
-            query, value, query_mask, value_mask, key_mask, attention_mask, segment_ids
-        )._replace(causal=use_causal_mask, lengths=(ops.shape(query)[1], ops.shape(value)[1]))
-        stream = scope.current()
-        self._check_use(how, stream, return_attention_scores)
-        q, k, v = self._project(query, key, value, **more)
-        if stream is None:
-            mixed, weights = self._attend(q, k, v, how, training, return_attention_scores)
-        else:
-            mask = how.key if how.query is how.key else timesteps.combine(how.query, how.key)
-            mask = timesteps.combine(stream.mask, mask)
-            mixed, weights = self._attend_in_stream(q, k, v, mask, stream, training), None
-        if how.query is not None:
-            mixed = ops.where(_rows(how.query), mixed, ops.zeros_like(mixed))
-        outputs = self.output_dense(ops.cast(mixed, self.compute_dtype))
-        if return_attention_scores:
-            return outputs, ops.cast(weights, self.compute_dtype)
-        return outputs
+        query: Tensor,
+        value: Tensor,
+        key: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        value_mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+        segment_ids: Tensor | None = None,
+    ) -> Tensor:
+        inputs = read_call(
+            self, query, value, key, query_mask, value_mask, key_mask, attention_mask,
+            use_causal_mask, segment_ids,
+        )  # fmt: skip
+        return self._attend_to(inputs, training, return_attention_scores)
 
     def compute_output_spec(
-        self, query, value, key=None, return_attention_scores=False, use_causal_mask=False, **masks
-    ):
-        self._check_inputs(query.shape, value.shape, (value if key is None else key).shape)
+        self, query, value, key=None, query_mask=None, value_mask=None, key_mask=None,
+        attention_mask=None, return_attention_scores=False, training=None, use_causal_mask=False,
+        segment_ids=None, **more,
+    ):  # fmt: skip
+        key = value if key is None else key
+        check_shapes(self.name, query.shape, value.shape, key.shape)
+        if "cross" in self.cannot and (differ(query, value) or differ(value, key)):
+            self.refuse("cross")
         shape = self.compute_output_shape(query.shape, value.shape)
         outputs = keras.KerasTensor(shape, dtype=self.compute_dtype)
         if not return_attention_scores:
@@ -208,6 +203,10 @@ class Attention(keras.layers.Layer):
 
     def compute_output_shape(self, query_shape, value_shape, key_shape=None):
         return (*query_shape[:2], self.output_size or query_shape[-1])
+
+    def refuse(self, use: str) -> None:
+        """Raise ValueError with the reason if `cannot` has the use."""
+        refusals.refuse(self, use)
 
     def get_config(self):
         return {
@@ -229,72 +228,87 @@ class Attention(keras.layers.Layer):
             "seed": self.seed,
         }
 
-    def _read_masks(
-        self, query, value, query_mask, value_mask, key_mask, attention_mask, segment_ids
-    ):
-        """The call's masks, checked, as `Masks`: one object where both sides have the same."""
-        query_mask, value_mask, attention_mask = _one_mask(
-            query, value, query_mask, value_mask, attention_mask
-        )
-        shared = query_mask is value_mask and key_mask is None and attention_mask is None
-        given = {
-            "value_mask": (value_mask, value.shape),
-            "key_mask": (key_mask, value.shape),
-            "query_mask": (query_mask, query.shape),
-            "segment_ids": (segment_ids, query.shape),
-        }
-        for name, (mask, shape) in given.items():
-            self._check_steps(name, mask, shape)
-        if segment_ids is not None and not _compatible(query.shape[1], value.shape[1]):
-            raise ValueError(
-                f"{self.name}: `segment_ids` is for self-attention, where queries and keys are "
-                f"the same steps. Received: query.shape={query.shape}, value.shape={value.shape}"
-            )
-        key_mask = timesteps.combine(_as_bool(value_mask), _as_bool(key_mask))
-        attention_mask, padding = self._factor(attention_mask, query, value)
-        key_mask = timesteps.combine(key_mask, padding)
-        query_mask = _as_bool(query_mask)
-        if segment_ids is not None and not shared:
-            query_mask = timesteps.combine(query_mask, key_mask)
-        if segment_ids is not None or shared:
-            key_mask = query_mask  # one object: the layers below need not align the two
-        return Masks(query_mask, key_mask, segment_ids, attention_mask)
+    def _attend_to(self, inputs: CallInputs, training, return_weights):
+        """The output of a call and, if asked for, the weights."""
+        refusals.check_use(self, inputs.layout, return_weights)
+        watch, stream = scope.watching(), scope.current()
+        wants_weights = return_weights or watch is not None
+        mixed, weights = self._mixed(inputs, stream, training, wants_weights)
+        outputs = self.output_dense(ops.cast(mixed, self.compute_dtype))
+        if not wants_weights:
+            return outputs
+        weights = ops.cast(weights, self.compute_dtype)
+        if watch is not None:
+            watch(self, weights)
+        return (outputs, weights) if return_weights else outputs
+
+    def _mixed(self, inputs, stream, training, return_weights):
+        """What each query gets, `(b, t, h, e)`, and if asked for the weights `(b, h, t, s)`."""
+        if stream is None and inputs.is_empty:
+            return self._nothing(inputs, return_weights)
+        inputs = inputs.zero_masked()
+        if stream is None and self.sequence_limit is not None:
+            advice = "Build the layer with a larger `max_length`, or shorten the input."
+            inputs = inputs.check_limit(self.sequence_limit, self.name, advice)
+        if self._wants_valid_first(inputs.layout):
+            inputs = inputs.valid_first()
+        layout, order, weights = inputs.layout, inputs.order, None
+        q, k, v = self._project(inputs.query, inputs.key, inputs.value)
+        if stream is None:
+            mixed, weights = self._attend(q, k, v, layout, training, return_weights)
+        else:
+            mixed = self._attend_in_stream(q, k, v, layout, stream, training)
+        mixed = order.restore_queries(arrays.zero_masked(mixed, layout.query_mask))
+        return mixed, None if weights is None else order.restore_weights(weights)
+
+    def _nothing(self, inputs, return_weights):
+        """The zeros of a call without examples, queries or keys."""
+        b, t = ops.shape(inputs.query)[:2]
+        mixed = ops.zeros((b, t, self.num_heads, self.value_dim), self.compute_dtype)
+        if not return_weights:
+            return mixed, None
+        s = inputs.layout.key_steps
+        return mixed, ops.zeros((b, self.num_heads, t, s), self.compute_dtype)
+
+    def _wants_valid_first(self, layout: CallLayout) -> bool:
+        return self.needs_valid_first
 
     def _project(self, query, key, value):
-        """What `_attend` takes: q `(b, t, h, d)`, k `(b, s, hk, d)`, v `(b, s, hk, e)`.
-
-        A variant whose `call` has more arguments hands them on and finds them here.
-        """
+        """What `_attend` takes: q `(b, t, h, d)`, k `(b, s, hk, d)`, v `(b, s, hk, e)`."""
         q = self.query_dense(query)
         k = q if self.shares_query_and_key else self.key_dense(key)
         return q, k, self.value_dense(value)
 
-    def _attend(self, q, k, v, how, training, return_weights):
+    def _attend(self, q, k, v, layout, training, return_weights):
         """Mix v over the whole sequence: `(b, t, h, e)` and, if asked for, `(b, h, t, s)`."""
-        mixed = self._mix(q, k, v, how, training)
+        mixed = self._mix(q, k, v, layout, training)
         if not return_weights:
             return mixed, None
-        return mixed, self._implied_weights(lambda each: self._mix(q, k, each, how, False), v, how)
+        weights = self._implied_weights(
+            lambda each: self._mix(q, k, each, layout, False), v, layout
+        )
+        return mixed, weights
 
-    def _implied_weights(self, mix, v, how):
+    def _implied_weights(self, mix, v, layout):
         """`(b, h, t, s)`: what a function that is linear in the values makes of the identity."""
         b, s, heads, _ = ops.shape(v)
-        each = ops.broadcast_to(ops.reshape(ops.eye(s), (1, s, 1, s)), (b, s, heads, s))
-        return ops.transpose(arrays.zero_masked(mix(each), how.query), (0, 2, 1, 3))
+        each = ops.reshape(ops.eye(s, dtype=self.sum_dtype), (1, s, 1, s))
+        each = ops.broadcast_to(each, (b, s, heads, s))
+        return ops.transpose(arrays.zero_masked(mix(each), layout.query_mask), (0, 2, 1, 3))
 
-    def _mix(self, q, k, v, how, training):
+    def _mix(self, q, k, v, layout, training):
         """Mix v over the whole sequence, `(b, t, h, e)`. Linear in v, whose e may be any."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_mix`.")
 
-    def _attend_in_stream(self, q, k, v, mask, stream, training):
+    def _attend_in_stream(self, q, k, v, layout, stream, training):
         """Mix v over the past that the stream holds and these steps: `(b, t, h, e)`."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_attend_in_stream`.")
 
     def _drop(self, training):
-        """The dropout of weights, as a function."""
+        """The dropout of weights, as a function. The weights keep their dtype."""
         return lambda weights: self.dropout_layer(weights, training=training)
 
-    def _place(self, q, k, q_positions, k_positions):
+    def _encode_positions(self, q, k, q_positions, k_positions):
         """Queries and keys with their positions `(b or 1, t)`, `(b or 1, s)` in them; the bias."""
         if self.position is None:
             return q, k, None
@@ -315,178 +329,11 @@ class Attention(keras.layers.Layer):
 
     def _projection_options(self):
         return {
-            "kernel_initializer": _copy(self.kernel_initializer),
-            "bias_initializer": _copy(self.bias_initializer),
+            "kernel_initializer": self.kernel_initializer.clone(),
+            "bias_initializer": self.bias_initializer.clone(),
             "kernel_regularizer": self.kernel_regularizer,
             "bias_regularizer": self.bias_regularizer,
             "kernel_constraint": self.kernel_constraint,
             "bias_constraint": self.bias_constraint,
             "dtype": self.dtype_policy,
         }
-
-    def _factor(self, mask, query, value):
-        """An attention mask as `(rest, padding)`: one of the two is None, `padding (b, s)`."""
-        if mask is None:
-            return None, None
-        mask, t, s = _as_bool(mask), query.shape[1], value.shape[1]
-        shape = (1,) * (4 - len(mask.shape)) + tuple(mask.shape)
-        if len(mask.shape) == 3:
-            shape = (shape[1], 1, *shape[2:])
-        if len(shape) > 4 or any(
-            n not in (1, None) and not _compatible(n, full)
-            for n, full in zip(shape[1:], (self.num_heads, t, s), strict=True)
-        ):
-            raise ValueError(
-                f"{self.name}: `attention_mask` must broadcast to (b, h, t, s) = "
-                f"(b, {self.num_heads}, {t}, {s}), a mask of rank 3 being (b, t, s). "
-                f"Received: attention_mask.shape={mask.shape}"
-            )
-        if shape[1] == 1 and shape[2] == 1:
-            return None, ops.broadcast_to(
-                ops.reshape(mask, (-1, mask.shape[-1])), ops.shape(value)[:2]
-            )
-        if not self.accepts_attention_mask:
-            raise ValueError(
-                f"{self.name}: a linear layer cannot take an `attention_mask` that differs from "
-                f"query to query. Received: attention_mask.shape={mask.shape}. Use (b, 1, s) for "
-                "padding, `use_causal_mask=True`, or `segment_ids`; or SoftmaxAttention, "
-                "which takes any mask."
-            )
-        return mask, None
-
-    def _check_inputs(self, query_shape, value_shape, key_shape):
-        shapes = {"query": query_shape, "value": value_shape, "key": key_shape}
-        for name, shape in shapes.items():
-            if len(shape) != 3 or shape[1] == 0:
-                raise ValueError(
-                    f"{self.name}: `{name}` must have shape (batch, steps, features) with at "
-                    f"least one step. Received: {name}.shape={tuple(shape)}"
-                )
-        batches = (query_shape[0], value_shape[0]), (value_shape[0], key_shape[0])
-        if not all(_compatible(*pair) for pair in (*batches, (value_shape[1], key_shape[1]))):
-            raise ValueError(
-                f"{self.name}: query, value and key must agree in batch size, and value and key "
-                f"in length. Received: query.shape={tuple(query_shape)}, "
-                f"value.shape={tuple(value_shape)}, key.shape={tuple(key_shape)}"
-            )
-
-    def _check_steps(self, name, mask, shape):
-        if mask is None:
-            return
-        if len(mask.shape) != 2 or not all(
-            _compatible(n, full) for n, full in zip(mask.shape, shape, strict=False)
-        ):
-            raise ValueError(
-                f"{self.name}: `{name}` must have shape (batch, steps) = {tuple(shape[:2])}. "
-                f"Received: {name}.shape={tuple(mask.shape)}"
-            )
-
-    def _check_use(self, how, stream, return_attention_scores):
-        self._refuse("causal" if how.causal else "both ways")
-        if how.segments is not None:
-            self._refuse("packed")
-        if stream is None:
-            return
-        reasons = {
-            "it looks ahead: it is called without `use_causal_mask=True`": not how.causal,
-            "`attention_mask` would have to cover the past": how.attention is not None,
-            "`segment_ids` are not needed: reset the stream instead": how.segments is not None,
-            "`return_attention_scores` would need the whole past": return_attention_scores,
-        }
-        for reason, holds in reasons.items():
-            if holds:
-                raise ValueError(f"{self.path} ({type(self).__name__}) cannot stream: {reason}.")
-        self._refuse("stream")
-
-    def _refuse(self, use):
-        if use in self.cannot:
-            what = {
-                "both ways": "look both ways (without `use_causal_mask=True`)",
-                "causal": "be causal (`use_causal_mask=True`)",
-                "cross": "attend from queries to other values",
-                "packed": "pack sequences (`segment_ids`)",
-                "stream": "stream",
-            }[use]
-            raise ValueError(
-                f"{self.path or self.name} ({type(self).__name__}) cannot {what}: "
-                f"{self.cannot[use]}"
-            )
-
-    def _check_position(self, position):
-        if isinstance(position, dict):
-            position = keras.saving.deserialize_keras_object(position)
-        if position is None or getattr(position, "kind", None) in self.accepts_positions:
-            return position
-        if not self.accepts_positions:
-            can = "None: this layer has no scores or features that it could change"
-        else:
-            can = f"an object of keras_cosattn.positions of kind {self.accepts_positions}"
-        raise ValueError(
-            f"{type(self).__name__}: `position` must be {can}. Received: position={position!r}"
-        )
-
-
-def positive(name, value):
-    """`value`, which must be an integer of at least 1."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")
-    return value
-
-
-def valid_steps_first(q, k, v, how):
-    """The call with padding moved behind, so that index is position; and what puts it back.
-
-    Returns q, k, v, how, and the order for `timesteps.take_steps` that restores the queries' steps,
-    or None.
-    """
-    restore = None
-    if how.query is not None and how.query is how.key:
-        order, restore = timesteps.valid_first(how.query)
-        q, k, v = (timesteps.take_steps(x, order) for x in (q, k, v))
-        mask = timesteps.take_steps(how.query, order)
-        how = how._replace(query=mask, key=mask)
-        if how.segments is not None:
-            # Numbers: two runs of one id may come to stand side by side.
-            segments = timesteps.take_steps(timesteps.segment_numbers(how.segments), order)
-            how = how._replace(segments=segments)
-        return q, k, v, how, restore
-    if how.key is not None:
-        order, _ = timesteps.valid_first(how.key)
-        k, v = timesteps.take_steps(k, order), timesteps.take_steps(v, order)
-        how = how._replace(key=timesteps.take_steps(how.key, order))
-    if how.query is not None:
-        order, restore = timesteps.valid_first(how.query)
-        q = timesteps.take_steps(q, order)
-        how = how._replace(query=timesteps.take_steps(how.query, order))
-    return q, k, v, how, restore
-
-
-def _compatible(n, other):
-    return n is None or other is None or n == other
-
-
-def _as_bool(mask):
-    return None if mask is None else ops.cast(mask, "bool")
-
-
-def _one_mask(query, value, query_mask, value_mask, attention_mask):
-    """The three masks; in self-attention whose queries have none of their own, one for both sides.
-
-    A padding mask `(b, 1, s)` is then taken into it.
-    """
-    if query is not value or query_mask is not None:
-        return query_mask, value_mask, attention_mask
-    shape = () if attention_mask is None else attention_mask.shape
-    if len(shape) == 3 and shape[1] == 1 and _compatible(shape[2], value.shape[1]):
-        value_mask = timesteps.combine(_as_bool(value_mask), _as_bool(attention_mask[:, 0]))
-        attention_mask = None
-    return value_mask, value_mask, attention_mask
-
-
-def _rows(mask):
-    return ops.expand_dims(ops.expand_dims(mask, -1), -1)
-
-
-def _copy(initializer):
-    """A fresh one, so that two projections never start with the same numbers."""
-    return type(initializer).from_config(initializer.get_config())

@@ -51,14 +51,13 @@ class BucketedAttention(CachedAttention):
         """What is compared, q and k `(b, t, h, d)`, from the float32 projection."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_query_and_key`.")
 
-    def _mix(self, q, k, v, how, training):
-        mask = step_mask(how)
-        segments = timesteps.segment_numbers(how.segments)
+    def _mix(self, q, k, v, layout, training):
+        mask, segments = layout.key_mask, layout.segments
         q = arrays.zero_masked(arrays.accumulate(q), mask)
         v = arrays.zero_masked(arrays.accumulate(v), mask)
         found = self._buckets(q)
-        position = timesteps.positions(ops.shape(q)[1], mask, segments)
-        q, k, _ = self._place(*self._query_and_key(q), position, position)
+        position = layout.query_positions
+        q, k, _ = self._encode_positions(*self._query_and_key(q), position, position)
         mixed = buckets.bucket_attention(
             q,
             k,
@@ -66,7 +65,7 @@ class BucketedAttention(CachedAttention):
             found,
             self._bucket_count,
             size=self._chunk,
-            causal=how.causal,
+            causal=layout.causal,
             mask=mask,
             segments=segments,
             own_key_last=self.own_key_last,
@@ -93,7 +92,7 @@ class BucketedAttention(CachedAttention):
         slots = ops.expand_dims(ops.arange(self.max_length, dtype="int32"), 0)
         own = ops.minimum(positions, self.max_length - 1)
         q, _ = self._query_and_key(arrays.accumulate(q))
-        q, k, _ = self._place(q, past["key"], positions, slots)
+        q, k, _ = self._encode_positions(q, past["key"], positions, slots)
         seen = buckets.seen_in_cache(
             timesteps.take_steps(past["bucket"], own),
             timesteps.take_steps(past["chunk"], own),
@@ -105,11 +104,6 @@ class BucketedAttention(CachedAttention):
         seen = ops.logical_and(seen, distance >= 0)
         mixed, _ = dense.attend(q, k, past["value"], seen, bias=bias)
         return self.dropout_layer(mixed, training=training)
-
-
-def step_mask(how):
-    """The steps that take part, `(b, t)`, where queries and keys are the same steps."""
-    return how.key if how.query is how.key else timesteps.combine(how.query, how.key)
 
 
 def unit(x):

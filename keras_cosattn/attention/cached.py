@@ -2,12 +2,16 @@
 
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, positive
-from keras_cosattn.ops import cache, timesteps
+from keras_cosattn.attention.arguments import optional, positive
+from keras_cosattn.attention.base import Attention
+from keras_cosattn.ops import arrays, cache, timesteps
 
 
 class CachedAttention(Attention):
-    """Base of the layers whose stream keeps `max_length` steps, and gives NaN beyond them.
+    """Base of the layers whose stream keeps `max_length` steps.
+
+    More steps raise ValueError, or fail an assertion in a TensorFlow graph. Under XLA the steps
+    beyond are not stored, and attend to the stored ones.
 
     A variant fills in `_mix` and `_mix_past`, and may keep more of each step than key and value:
     `_cache_spec` and `_remember`.
@@ -20,7 +24,7 @@ class CachedAttention(Attention):
 
     def __init__(self, num_heads, key_dim, *, max_length=None, **kwargs):
         super().__init__(num_heads, key_dim, **kwargs)
-        self.max_length = None if max_length is None else positive("max_length", max_length)
+        self.max_length = optional(positive, "max_length", max_length)
 
     @property
     def cannot(self):
@@ -52,25 +56,24 @@ class CachedAttention(Attention):
         """
         raise NotImplementedError(f"{type(self).__name__} must fill in `_mix_past`.")
 
-    def _attend_in_stream(self, q, k, v, mask, stream, training):
-        n, spec = self.max_length, self._cache_spec()
+    def _attend_in_stream(self, q, k, v, layout, stream, training):
+        n, spec, mask = self.max_length, self._cache_spec(), layout.key_mask
         slot, state = stream.read(
             self,
             ops.shape(q)[0],
             limit=n,
-            **{name: ((n, *shape), "float32") for name, shape in spec.items()},
+            **{name: ((n, *shape), self.sum_dtype) for name, shape in spec.items()},
             position=((), "int32"),
         )
-        count = timesteps.count_valid(ops.shape(q)[1], mask, start=state["position"])
-        count = ops.broadcast_to(count, ops.shape(q)[:2])
-        positions = ops.maximum(count - 1, 0)
+        start, t = state["position"], layout.query_steps
+        positions = timesteps.positions(t, mask, start=start)
+        positions = ops.broadcast_to(positions, ops.shape(q)[:2])
         past = {name: state[name] for name in spec}
         for name, new in self._remember(past, q, k, v, positions, mask).items():
-            past[name] = cache.append(state[name], ops.cast(new, "float32"), positions, mask)
-        stream.write(slot, {**past, "position": count[:, -1]})
-        mixed = self._mix_past(q, past, positions, training)
-        full = ops.expand_dims(ops.expand_dims(positions >= n, -1), -1)
-        return ops.where(full, float("nan"), mixed)
+            new = arrays.zero_masked(new, mask)
+            past[name] = cache.append(state[name], ops.cast(new, self.sum_dtype), positions, mask)
+        stream.write(slot, {**past, "position": timesteps.advance(start, t, mask)})
+        return self._mix_past(q, past, positions, training)
 
     def get_config(self):
         return {**super().get_config(), "max_length": self.max_length}

@@ -5,9 +5,9 @@ import math
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import positive
-from keras_cosattn.attention.bucketed import BucketedAttention, step_mask, unit
-from keras_cosattn.ops import arrays, buckets, timesteps
+from keras_cosattn.attention.arguments import positive
+from keras_cosattn.attention.bucketed import BucketedAttention, unit
+from keras_cosattn.ops import arrays, buckets
 from keras_cosattn.ops.members import member_attention
 
 
@@ -33,9 +33,9 @@ class ClusteredRoutingAttention(BucketedAttention):
     log n + k w^2 (d + e)) time both ways, O(n^1.5 d) for k = w = sqrt(n); packed O(k n w (d + e))
     for the last term. Causal O(n (k d + log n + w (d + e))). Memory O(n k + k w (w + d + e)) and
     O(n (k + w + d + e)) per head. Streams with a cache of `max_length` steps: a step costs
-    O(max_length (d + e) + k d), the float32 state is O(max_length (d + e)) per head, and steps
-    beyond it give NaN. Dropout acts on the mixed values. Positions: encodings, which change the
-    scores and not the clusters. Roy et al., 2021 (Routing Transformer), section 4 and algorithm 1.
+    O(max_length (d + e) + k d), the float32 state is O(max_length (d + e)) per head.
+    Dropout acts on the mixed values. Positions: encodings, which change the scores and
+    not the clusters. Roy et al., 2021 (Routing Transformer), section 4 and algorithm 1.
 
     Where we leave the paper: the causal form above; x is not centred before it gets unit length;
     cosines choose, so a centroid's length does not count; centroids move to a mean, not to a sum;
@@ -111,29 +111,29 @@ class ClusteredRoutingAttention(BucketedAttention):
         centroids = unit(ops.convert_to_tensor(self.centroids))
         return ops.einsum("bthd,hkd->bthk", ops.stop_gradient(x), centroids)
 
-    def _mix(self, q, k, v, how, training):
-        if how.causal and self.strict:
-            mixed = super()._mix(q, k, v, how, training)
+    def _mix(self, q, k, v, layout, training):
+        if layout.causal and self.strict:
+            mixed = super()._mix(q, k, v, layout, training)
         else:
-            mixed = self._mix_members(q, v, how, training)
-        if training:
-            self._move_centroids(q, step_mask(how))
+            mixed = self._mix_members(q, v, layout, training)
+        if training and self.trainable:
+            self._move_centroids(q, layout.key_mask)
         return mixed
 
-    def _mix_members(self, q, v, how, training):
-        mask, segments = step_mask(how), timesteps.segment_numbers(how.segments)
+    def _mix_members(self, q, v, layout, training):
+        mask, segments = layout.key_mask, layout.segments
         q = arrays.zero_masked(arrays.accumulate(q), mask)
         v = arrays.zero_masked(arrays.accumulate(v), mask)
         similarity = self._similarity(unit(q))
-        position = timesteps.positions(ops.shape(q)[1], mask, segments)
-        q, k, _ = self._place(*self._query_and_key(q), position, position)
+        position = layout.query_positions
+        q, k, _ = self._encode_positions(*self._query_and_key(q), position, position)
         mixed = member_attention(
             q,
             k,
             v,
             similarity,
             size=self.cluster_size,
-            causal=how.causal,
+            causal=layout.causal,
             mask=mask,
             segments=segments,
         )

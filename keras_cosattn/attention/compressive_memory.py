@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, positive, valid_steps_first
+from keras_cosattn.attention.arguments import positive
+from keras_cosattn.attention.base import Attention
 from keras_cosattn.ops import timesteps
 from keras_cosattn.ops.compressive import compressive_memory
 from keras_cosattn.ops.windows import window_attention, window_length
@@ -40,6 +41,7 @@ class CompressiveMemoryAttention(Attention):
     """
 
     accepts_positions = ("rotation", "encoding", "bias")
+    needs_valid_first = True
 
     def __init__(self, num_heads, key_dim, *, segment_length=64, delta_rule=False, **kwargs):
         super().__init__(num_heads, key_dim, **kwargs)
@@ -60,31 +62,28 @@ class CompressiveMemoryAttention(Attention):
             "LinearAttention, whose sums may run over everything."
         }
 
-    def _mix(self, q, k, v, how, training):
-        q, k, v, how, restore = valid_steps_first(q, k, v, how)
-        segments = timesteps.segment_numbers(how.segments)
-        mixed, _ = self._both(q, k, v, training, mask=how.key, segments=segments)
-        return mixed if restore is None else timesteps.take_steps(mixed, restore)
+    def _mix(self, q, k, v, layout, training):
+        options = {"mask": layout.key_mask, "segments": layout.segments}
+        return self._both(q, k, v, training, **options)[0]
 
-    def _attend_in_stream(self, q, k, v, mask, stream, training):
+    def _attend_in_stream(self, q, k, v, layout, stream, training):
         length, heads = window_length(self.segment_length, 0), self.num_key_value_heads
-        sums = ((heads, self.key_dim, self.value_dim + 1), "float32")
+        sums = ((heads, self.key_dim, self.value_dim + 1), self.sum_dtype)
         slot, state = stream.read(
             self,
             ops.shape(q)[0],
-            key=((length, heads, self.key_dim), "float32"),
-            value=((length, heads, self.value_dim), "float32"),
+            key=((length, heads, self.key_dim), self.sum_dtype),
+            value=((length, heads, self.value_dim), self.sum_dtype),
             position=((), "int32"),
             sums=sums,
             pending=sums,
         )
-        restore = None
-        if mask is not None:
-            order, restore = timesteps.valid_first(mask)
-            q, k, v, mask = (timesteps.take_steps(x, order) for x in (q, k, v, mask))
-        mixed, state = self._both(q, k, v, training, means=stream.means, mask=mask, state=state)
+        mixed, state = self._both(
+            q, k, v, training, means=stream.means, mask=layout.key_mask, state=state
+        )
+        state["position"] = timesteps.wrap(state["position"], self.segment_length)
         stream.write(slot, state)
-        return mixed if restore is None else timesteps.take_steps(mixed, restore)
+        return mixed
 
     def _both(self, q, k, v, training, means=False, **options):
         """The segment and the memory, mixed by the gate; and the new state."""
@@ -94,7 +93,7 @@ class CompressiveMemoryAttention(Attention):
             v,
             size=self.segment_length,
             causal=True,
-            place=self._place,
+            place=self._encode_positions,
             dropout=self._drop(training),
             **options,
         )
@@ -105,7 +104,7 @@ class CompressiveMemoryAttention(Attention):
         mixed = gate * memory + (1.0 - gate) * local
         if state is None:
             return mixed, None
-        state |= {name: ops.cast(state[name], "float32") for name in ("key", "value")}
+        state |= {name: ops.cast(state[name], self.sum_dtype) for name in ("key", "value")}
         return mixed, state | sums
 
     def get_config(self):

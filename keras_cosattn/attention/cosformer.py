@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_cosattn.attention.base import positive
+from keras_cosattn.attention.arguments import optional, positive
 from keras_cosattn.attention.sums import SumsAttention
 from keras_cosattn.ops.chunked import CHUNK_SIZE
 from keras_cosattn.ops.cosine import causal_cosine_attention, cosine_attention, cosine_weights
@@ -19,9 +19,10 @@ class CosFormerAttention(SumsAttention):
 
     Say what M is:
 
-    - `max_length=M`: sequences of up to M steps, both directions, causal, cross and packed. Longer
-      ones raise ValueError; where the length is not known beforehand (a dynamic shape, a stream)
-      the steps from M on give NaN, for beyond M the cosine is negative.
+    - `max_length=M`: sequences of up to M valid steps, both directions, causal, cross and packed.
+      Longer ones raise ValueError where their length is known, and fail an assertion in a
+      TensorFlow graph. Under XLA all steps from M on share position M - 1: beyond M the cosine
+      would be negative.
     - `horizon=M`: causal input without end. A step sees its own and the previous half-horizon of
       M / 2 steps, counted from the start, so between M / 2 and M steps, in constant state. No
       weight is ever negative. While the input has at most M / 2 steps it is `max_length=M`.
@@ -62,10 +63,10 @@ class CosFormerAttention(SumsAttention):
             )
         if horizon is not None and positive("horizon", horizon) % 2:
             raise ValueError(f"`horizon` must be even: two halves. Received: horizon={horizon}")
-        self.max_length = None if max_length is None else positive("max_length", max_length)
+        self.max_length = optional(positive, "max_length", max_length)
         self.horizon = horizon
         self.chunk_size = positive("chunk_size", chunk_size)
-        self.limit = max_length
+        self.limit = self.max_length
 
     @property
     def cannot(self):
@@ -81,32 +82,38 @@ class CosFormerAttention(SumsAttention):
         )
         return {"packed": changes, "stream": changes}
 
-    def _sums(self, q, k, v, how, state):
+    @property
+    def sequence_limit(self) -> int | None:
+        """`max_length`."""
+        return self.max_length
+
+    def _sums(self, q, k, v, layout, state):
         options = {
             "max_length": self.max_length,
-            "query_mask": how.query,
-            "mask": how.key,
-            "segment_ids": how.segments,
+            "query_mask": layout.query_mask,
+            "mask": layout.key_mask,
+            "segment_ids": layout.segments,
             "chunk_size": self.chunk_size,
         }
-        if how.causal:
+        if layout.causal:
             return causal_cosine_attention(q, k, v, horizon=self.horizon, state=state, **options)
-        return cosine_attention(q, k, v, lengths=how.lengths, **options), None
+        lengths = layout.query_steps, layout.key_steps
+        return cosine_attention(q, k, v, lengths=lengths, **options), None
 
-    def _weights(self, q, k, how):
+    def _weights(self, q, k, layout):
         return cosine_weights(
             q,
             k,
             max_length=self.max_length,
             horizon=self.horizon,
-            causal=how.causal,
-            query_mask=how.query,
-            mask=how.key,
-            segment_ids=how.segments,
+            causal=layout.causal,
+            query_mask=layout.query_mask,
+            mask=layout.key_mask,
+            segment_ids=layout.segments,
         )
 
     def _state_spec(self):
-        sums = (self.num_key_value_heads, 2 * self.key_dim, self.value_dim + 1), "float32"
+        sums = (self.num_key_value_heads, 2 * self.key_dim, self.value_dim + 1), self.sum_dtype
         spec = {"sums": sums, "position": ((), "int32")}
         return spec if self.horizon is None else {**spec, "previous": sums}
 

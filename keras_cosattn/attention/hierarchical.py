@@ -6,7 +6,10 @@ import math
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, positive
+from keras_cosattn import limits
+from keras_cosattn.attention.arguments import optional, positive
+from keras_cosattn.attention.base import Attention, Tensor
+from keras_cosattn.attention.call_inputs import read_call
 from keras_cosattn.ops import arrays, cache, dense, hierarchy, timesteps
 from keras_cosattn.ops.pool import pool
 from keras_cosattn.ops.windows import window_attention, window_length
@@ -42,7 +45,8 @@ class HierarchicalAttention(Attention):
     S = c_1 + c_2 + ... + N / (c_1 c_2 ...), a step costs O(S (d + e)) per head, and every level
     projects one step and aggregates c_l of them, whether a unit ends or not. The float32 state is
     O(S (d + e)) per key head, the c_1 + c_2 + ... steps themselves, and e per level and head.
-    Beyond N steps it gives NaN. Dropout acts on the weights.
+    More than N steps raise ValueError, or fail an assertion in a TensorFlow graph; under XLA the
+    top level does not see them. Dropout acts on the weights.
 
     Yang et al., 2016 (Hierarchical Attention Networks), section 2.2, eq. 5-10: units pooled with a
     learned query. Zhu and Soricut, 2021 (H-Transformer-1D): near steps one by one, far
@@ -64,8 +68,9 @@ class HierarchicalAttention(Attention):
             `(z, c, m) -> (z, m')`, of which each level gets a copy. Places where a unit has no
             step are zero; if its `call` takes a `mask`, they are False there.
         max_units: how many units of `unit_ids` or of packed sequences, of which each begins one,
-            a row has room for; None is as many as steps. With more, outputs are NaN: if causal
-            those from there on, else all of the example.
+            a row has the capacity for; None is as many as steps. More raise ValueError, or fail
+            an assertion in a TensorFlow graph. Under XLA the units beyond get what the last unit
+            gets of the upper levels, and these do not see them.
         max_length: N, steps that a stream can hold; None cannot stream. Whole sequences may have
             any length.
 
@@ -91,8 +96,8 @@ class HierarchicalAttention(Attention):
                 f"Received: unit_sizes={unit_sizes!r}"
             )
         self.unit_sizes = tuple(positive("unit_sizes", size) for size in unit_sizes)
-        self.max_units = None if max_units is None else positive("max_units", max_units)
-        self.max_length = None if max_length is None else positive("max_length", max_length)
+        self.max_units = optional(positive, "max_units", max_units)
+        self.max_length = optional(positive, "max_length", max_length)
         if isinstance(aggregator, dict):
             aggregator = keras.saving.deserialize_keras_object(aggregator)
         if aggregator not in ("attention", "mean") and not isinstance(aggregator, keras.Layer):
@@ -156,7 +161,7 @@ class HierarchicalAttention(Attention):
                 name=f"pool_query_{i + 1}",
                 shape=(1, width),
                 initializer="glorot_uniform",
-                dtype="float32",
+                dtype=self.sum_dtype,
                 autocast=False,
             )
             self._pool_queries.append(query)
@@ -164,75 +169,50 @@ class HierarchicalAttention(Attention):
 
     def call(
         self,
-        query,
-        value,
-        key=None,
-        query_mask=None,
-        value_mask=None,
-        key_mask=None,
-        attention_mask=None,
-        return_attention_scores=False,
-        training=None,
-        use_causal_mask=False,
-        segment_ids=None,
-        unit_ids=None,
-    ):
-        self._check_steps("unit_ids", unit_ids, query.shape)
+        query: Tensor,
+        value: Tensor,
+        key: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        value_mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+        segment_ids: Tensor | None = None,
+        unit_ids: Tensor | None = None,
+    ) -> Tensor:
         if return_attention_scores and self._pooling is None:
             raise ValueError(
                 f"{self.name}: `return_attention_scores` needs to know how much of each step is "
                 'in a unit, which the `aggregator` does not say. Use "attention" or "mean".'
             )
-        return super().call(
-            query,
-            value,
-            key=key,
-            query_mask=query_mask,
-            value_mask=value_mask,
-            key_mask=key_mask,
-            attention_mask=attention_mask,
-            return_attention_scores=return_attention_scores,
-            training=training,
-            use_causal_mask=use_causal_mask,
-            segment_ids=segment_ids,
-            unit_ids=unit_ids,
-        )
+        inputs = read_call(
+            self, query, value, key, query_mask, value_mask, key_mask, attention_mask,
+            use_causal_mask, segment_ids, unit_ids,
+        )  # fmt: skip
+        return self._attend_to(inputs, training, return_attention_scores)
 
-    def _project(self, query, key, value, unit_ids=None):
-        return query, unit_ids, None  # each level projects its own steps
+    def _project(self, query, key, value):
+        return query, None, None  # each level projects its own steps
 
-    def _attend(self, x, unit_ids, _, how, training, return_weights):
+    def _attend(self, x, _k, _v, layout, training, return_weights):
         b, t = ops.shape(x)[:2]
-        mask = how.key if how.query is how.key else timesteps.combine(how.query, how.key)
-        runs, segments = (
-            timesteps.segment_numbers(unit_ids),
-            timesteps.segment_numbers(how.segments),
-        )
-        if segments is not None:
-            runs = segments if runs is None else runs + segments  # changes where one of them does
-        each = ops.reshape(ops.eye(t), (1, t, 1, t)) if return_weights else None
-        each = ops.broadcast_to(each, (b, t, 1, t)) if return_weights else None
-        restore = None
-        if mask is not None:
-            order, restore = timesteps.valid_first(mask)
-            x, each, runs, segments, mask = (
-                None if y is None else timesteps.take_steps(y, order)
-                for y in (arrays.zero_masked(x, mask), each, runs, segments, mask)
-            )
-        real = ops.ones((b, t), "bool") if mask is None else mask
-        runs, segments = timesteps.segment_numbers(runs), timesteps.segment_numbers(segments)
-        options = {"runs": runs, "segments": segments, "causal": how.causal}
-        mixed = self._level(0, x, None, real, training=training, **options)
-        weights = None
-        if return_weights:
-            weights = self._level(0, x, each, real, training=False, **options)
-        mixed, weights = (
-            y
-            if y is None or mask is None
-            else timesteps.take_steps(arrays.zero_masked(y, mask), restore)
-            for y in (mixed, weights)
-        )
-        return mixed, None if weights is None else ops.transpose(weights, (0, 2, 1, 3))
+        runs, segments, mask = layout.units, layout.segments, layout.key_mask
+        if segments is not None and runs is not None:
+            runs = timesteps.segment_numbers(runs + segments)  # changes where one of them does
+        elif runs is None:
+            runs = segments
+        valid = ops.ones((b, t), "bool") if mask is None else mask
+        options = {"runs": runs, "segments": segments, "causal": layout.causal}
+        mixed = self._level(0, x, None, valid, training=training, **options)
+        if not return_weights:
+            return mixed, None
+        each = ops.reshape(ops.eye(t, dtype=self.sum_dtype), (1, t, 1, t))
+        each = ops.broadcast_to(each, (b, t, 1, t))
+        weights = self._level(0, x, each, valid, training=False, **options)
+        weights = arrays.zero_masked(weights, mask)
+        return mixed, ops.transpose(weights, (0, 2, 1, 3))
 
     def _level(self, i, x, each, real, *, causal, training, runs=None, segments=None):
         """What the steps `x (b, n, m)` get from this level and those above, `(b, n, h, e)`.
@@ -250,11 +230,11 @@ class HierarchicalAttention(Attention):
             )  # fmt: skip
             return mixed
         size, n = self.unit_sizes[i], ops.shape(x)[1]
-        room = self.max_units if i == 0 else None
+        capacity = self.max_units if i == 0 else None
         if runs is None:
             units = hierarchy.fixed_units(real, size)
         else:
-            units = hierarchy.given_units(real, runs, size, room or n)
+            units = hierarchy.given_units(real, runs, size, capacity or n)
         mixed = hierarchy.attend_inside(q, k, v, units, causal=causal, mask=real, dropout=dropout)
         found, weights = self._aggregate(i, hierarchy.places(x, units), units)
         if each is not None:
@@ -267,11 +247,12 @@ class HierarchicalAttention(Attention):
             runs=segments, segments=segments,
         )  # fmt: skip
         mixed = mixed + hierarchy.spread(upper, n, units, last_finished=causal, segments=segments)
-        if runs is None or room is None:
+        if runs is None or capacity is None:
             return mixed
-        over = ops.logical_and(real, units.of >= units.count)
-        over = over if causal else ops.any(over, axis=1, keepdims=True)
-        return ops.where(ops.expand_dims(ops.expand_dims(over, -1), -1), float("nan"), mixed)
+        advice = "Build the layer with a larger `max_units`."
+        return limits.check_count(
+            mixed, ops.max(units.of, axis=1) + 1, capacity, self.name, "units", advice
+        )
 
     def _projected(self, i, x):
         if i == 0:
@@ -295,28 +276,21 @@ class HierarchicalAttention(Attention):
         found = ops.reshape(found, (-1, units.count, found.shape[-1]))
         return arrays.zero_masked(found, hierarchy.taken(units)), weights
 
-    def _attend_in_stream(self, x, unit_ids, _, mask, stream, training):
-        if unit_ids is not None:
+    def _attend_in_stream(self, x, _k, _v, layout, stream, training):
+        if layout.units is not None:
             raise ValueError(
                 f"{self.path} ({type(self).__name__}) cannot stream: `unit_ids` would need a "
                 "state that knows where a unit began, and this one counts the steps of units of "
                 "`unit_sizes`. Leave them out."
             )
         b, t = ops.shape(x)[:2]
-        spec = self._state_spec()
+        spec, mask = self._state_spec(), layout.key_mask
         slot, state = stream.read(self, b, limit=self.max_length, **spec)
-        count = timesteps.count_valid(t, mask, start=state["position"])
-        real, restore = ops.ones((b, t), "bool"), None
-        if mask is not None:
-            order, restore = timesteps.valid_first(mask)
-            x = timesteps.take_steps(arrays.zero_masked(x, mask), order)
-            real = timesteps.take_steps(mask, order)
-        mixed, new = self._level_in_stream(0, x, real, state, state["position"], training)
-        new["position"] = ops.broadcast_to(count, (b, t))[:, -1]
+        valid = ops.ones((b, t), "bool") if mask is None else mask
+        mixed, new = self._level_in_stream(0, x, valid, state, state["position"], training)
+        new["position"] = timesteps.advance(state["position"], t, mask)
         stream.write(slot, {name: ops.cast(new[name], dtype) for name, (_, dtype) in spec.items()})
-        mixed = mixed if restore is None else timesteps.take_steps(mixed, restore)
-        beyond = ops.expand_dims(ops.expand_dims(count > self.max_length, -1), -1)
-        return ops.where(beyond, float("nan"), mixed)
+        return mixed
 
     def _level_in_stream(self, i, x, real, state, position, training):
         """As `_level`, of the next steps at this level, after `position (b,)` of them; new state.
@@ -353,7 +327,7 @@ class HierarchicalAttention(Attention):
         place = ops.expand_dims(position, 1) + ops.arange(ops.shape(q)[1], dtype="int32")
         past = {
             f"{name}_{level}": cache.append(
-                state[f"{name}_{level}"], ops.cast(y, "float32"), place, real
+                state[f"{name}_{level}"], ops.cast(y, self.sum_dtype), place, real
             )
             for name, y in (("key", k), ("value", v))
         }
@@ -367,12 +341,12 @@ class HierarchicalAttention(Attention):
         spec, heads = {"position": ((), "int32")}, self.num_key_value_heads
         lengths = [window_length(size, 0) for size in self.unit_sizes]
         for level, (n, width) in enumerate(zip(lengths, self._widths, strict=True), 1):
-            spec[f"input_{level}"] = (n, width), "float32"
-            spec[f"above_{level}"] = (self.num_heads, self.value_dim), "float32"
+            spec[f"input_{level}"] = (n, width), self.sum_dtype
+            spec[f"above_{level}"] = (self.num_heads, self.value_dim), self.sum_dtype
         top = max(self.max_length // math.prod(self.unit_sizes), 1)
         for level, n in enumerate([*lengths, top], 1):
-            spec[f"key_{level}"] = (n, heads, self.key_dim), "float32"
-            spec[f"value_{level}"] = (n, heads, self.value_dim), "float32"
+            spec[f"key_{level}"] = (n, heads, self.key_dim), self.sum_dtype
+            spec[f"value_{level}"] = (n, heads, self.value_dim), self.sum_dtype
         return {name: part for name, part in spec.items() if 0 not in part[0]}  # a unit of one
 
     def get_config(self):

@@ -3,10 +3,10 @@
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import positive
+from keras_cosattn.attention.arguments import own_copy, positive
 from keras_cosattn.attention.sums import SumsAttention
 from keras_cosattn.feature_maps import FeatureMap
-from keras_cosattn.ops import pointwise_features
+from keras_cosattn.ops import arrays, pointwise_features
 from keras_cosattn.ops.chunked import CHUNK_SIZE
 from keras_cosattn.ops.linear import linear_attention, linear_weights
 
@@ -20,8 +20,8 @@ class LinearAttention(SumsAttention):
     O((t / chunk_size)^1.5 f e) time; a streamed step and its float32 state are O(f e).
     Katharopoulos et al., 2020, eq. 4-12.
 
-    With `position=Rotary()` phi(q_t) and phi(k_s) are turned above the line and stay as they are
-    below it (Su et al., 2021, eq. 19); weights can then be negative.
+    With `position=Rotary()` phi(q_t) and phi(k_s) are rotated in the numerator and not in
+    the normaliser (Su et al., 2021, eq. 19); weights can then be negative.
 
     Args:
         num_heads, key_dim, **kwargs: as `Attention`.
@@ -37,12 +37,7 @@ class LinearAttention(SumsAttention):
 
     def __init__(self, num_heads, key_dim, *, feature_map="elu+1", chunk_size=CHUNK_SIZE, **kwargs):
         super().__init__(num_heads, key_dim, **kwargs)
-        if isinstance(feature_map, dict):
-            feature_map = keras.saving.deserialize_keras_object(feature_map)
-        if isinstance(feature_map, FeatureMap):
-            # With weights of its own, though other layers were given the same object.
-            feature_map = feature_map.from_config(feature_map.get_config())
-        self.feature_map = feature_map
+        self.feature_map = feature_map = own_copy(feature_map)
         self.chunk_size = positive("chunk_size", chunk_size)
         self._phi = pointwise_features.get(feature_map)
 
@@ -53,37 +48,38 @@ class LinearAttention(SumsAttention):
             self.feature_map.build(*((None, None, h, self.key_dim) for h in heads))
 
     def _features(self, q, k):
+        q, k = arrays.accumulate(q), arrays.accumulate(k)
         if isinstance(self.feature_map, FeatureMap):
             return self.feature_map(q, k)
         return self._phi(q), self._phi(k)
 
-    def _sums(self, q, k, v, how, state):
+    def _sums(self, q, k, v, layout, state):
         q, k = self._features(q, k)
-        turned_q, turned_k, place = self._turn(q, k, how, state)
+        rotated_q, rotated_k, position_state = self._apply_rotation(q, k, layout, state)
         mixed, state = linear_attention(
             q,
             k,
             v,
-            turned=None if self.position is None else (turned_q, turned_k),
-            causal=how.causal,
-            mask=how.key,
-            segment_ids=how.segments,
+            rotated=None if self.position is None else (rotated_q, rotated_k),
+            causal=layout.causal,
+            mask=layout.key_mask,
+            segment_ids=layout.segments,
             state=state,
             chunk_size=self.chunk_size,
         )
-        return mixed, {**state, **place}
+        return mixed, {**state, **position_state}
 
-    def _weights(self, q, k, how):
+    def _weights(self, q, k, layout):
         q, k = self._features(q, k)
-        turned_q, turned_k, _ = self._turn(q, k, how, None)
+        rotated_q, rotated_k, _ = self._apply_rotation(q, k, layout, None)
         return linear_weights(
             q,
             k,
-            turned=None if self.position is None else (turned_q, turned_k),
-            causal=how.causal,
-            query_mask=how.query,
-            mask=how.key,
-            segment_ids=how.segments,
+            rotated=None if self.position is None else (rotated_q, rotated_k),
+            causal=layout.causal,
+            query_mask=layout.query_mask,
+            mask=layout.key_mask,
+            segment_ids=layout.segments,
         )
 
     def _state_spec(self):
@@ -93,10 +89,10 @@ class LinearAttention(SumsAttention):
             size = self._phi(ops.ones((1, 1, self.num_key_value_heads, self.key_dim))).shape[-1]
         heads, e = self.num_key_value_heads, self.value_dim
         if self.position is None:
-            return {"sums": ((heads, size, e + 1), "float32")}
+            return {"sums": ((heads, size, e + 1), self.sum_dtype)}
         return {
-            "sums": ((heads, size, e), "float32"),
-            "totals": ((heads, size, 1), "float32"),
+            "sums": ((heads, size, e), self.sum_dtype),
+            "totals": ((heads, size, 1), self.sum_dtype),
             **self._position_spec(),
         }
 

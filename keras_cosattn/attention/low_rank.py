@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, positive
+from keras_cosattn.attention.arguments import positive
+from keras_cosattn.attention.base import Attention
 from keras_cosattn.ops.low_rank import low_rank_attention
 
 
@@ -17,9 +18,9 @@ class LowRankAttention(Attention):
 
     Position counts the real steps: n of them use the first n steps of E and F. A slot into which
     E mixes none of those has no key and does not count, so the identity of rank `max_length` is
-    softmax attention at every length. More than `max_length` steps raise ValueError; where their
-    number is not known beforehand (a dynamic shape) an example with more gives NaN. Dropout acts
-    on the softmax over slots.
+    softmax attention at every length. More than `max_length` valid steps raise ValueError where
+    their number is known, and fail an assertion in a TensorFlow graph. Under XLA the values from
+    `max_length` on do not count. Dropout acts on the softmax over slots.
     Wang et al., 2020, eq. 7 and section 4.
 
     Where we leave the paper: E and F are shared inside one layer only; to share them across
@@ -72,15 +73,20 @@ class LowRankAttention(Attention):
             "stream": "each new step changes all slots.",
         }
 
-    def _mix(self, q, k, v, how, training):
+    @property
+    def sequence_limit(self) -> int | None:
+        """`max_length`."""
+        return self.max_length
+
+    def _mix(self, q, k, v, layout, training):
         return low_rank_attention(
             q,
             k,
             v,
             ops.convert_to_tensor(self.key_projection),
             ops.convert_to_tensor(self.value_projection),
-            query_mask=how.query,
-            mask=how.key,
+            query_mask=layout.query_mask,
+            mask=layout.key_mask,
             dropout=self._drop(training),
         )
 

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import positive
+from keras_cosattn.attention.arguments import positive
 from keras_cosattn.attention.bucketed import BucketedAttention, unit
 from keras_cosattn.ops import buckets
 
@@ -22,7 +22,7 @@ class LSHAttention(BucketedAttention):
     e) + num_buckets d)) time and O(num_hashes n (C + d + e + num_buckets)) memory per head, and
     O(num_hashes^2 n C) for counting keys once. Streams with a cache of `max_length` steps: a step
     costs O(max_length (d + e + num_hashes)), the float32 state is O(max_length (d + e + 2
-    num_hashes)) per head, and steps beyond it give NaN. Dropout acts on the mixed values.
+    num_hashes)) per head. Dropout acts on the mixed values.
     Positions: encodings, which change the scores and not the hashes.
     Kitaev et al., 2020 (Reformer), section 2, eq. 1-6.
 

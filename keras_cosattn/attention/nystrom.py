@@ -3,8 +3,9 @@
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, positive
-from keras_cosattn.ops import arrays, timesteps
+from keras_cosattn.attention.arguments import positive
+from keras_cosattn.attention.base import Attention
+from keras_cosattn.ops import arrays
 from keras_cosattn.ops.nystrom import convolve_steps, nystrom_attention
 
 
@@ -87,21 +88,19 @@ class NystromAttention(Attention):
             )
         return reasons
 
-    def _mix(self, q, k, v, how, training):
-        q_positions = timesteps.positions(ops.shape(q)[1], how.query)
-        k_positions = timesteps.positions(ops.shape(k)[1], how.key)
-        q, k, _ = self._place(q, k, q_positions, k_positions)
+    def _mix(self, q, k, v, layout, training):
+        q, k, _ = self._encode_positions(q, k, layout.query_positions, layout.key_positions)
         mixed = nystrom_attention(
             q,
             k,
             v,
             num_landmarks=self.num_landmarks,
             pinv_iterations=self.pinv_iterations,
-            query_mask=how.query,
-            mask=how.key,
+            query_mask=layout.query_mask,
+            mask=layout.key_mask,
         )
         if self.conv_kernel_size is not None:
-            around = convolve_steps(v, ops.convert_to_tensor(self.conv_kernel), how.key)
+            around = convolve_steps(v, ops.convert_to_tensor(self.conv_kernel), layout.key_mask)
             mixed = mixed + arrays.each_head(around, self.num_heads // self.num_key_value_heads)
         return self.dropout_layer(mixed, training=training)
 

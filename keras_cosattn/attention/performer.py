@@ -4,7 +4,7 @@ import random
 
 import keras
 
-from keras_cosattn.attention.base import positive
+from keras_cosattn.attention.arguments import own_copy, positive
 from keras_cosattn.attention.sums import SumsAttention
 from keras_cosattn.feature_maps import PositiveFeatures, TrigonometricFeatures
 from keras_cosattn.ops.chunked import CHUNK_SIZE
@@ -58,9 +58,7 @@ class PerformerAttention(SumsAttention):
     ):
         super().__init__(num_heads, key_dim, **kwargs)
         self.num_random_features = positive("num_random_features", num_random_features)
-        if isinstance(features, dict):
-            features = keras.saving.deserialize_keras_object(features)
-        self.features = PositiveFeatures() if features is None else features
+        self.features = PositiveFeatures() if features is None else own_copy(features)
         if not isinstance(self.features, PositiveFeatures | TrigonometricFeatures):
             raise ValueError(
                 "`features` must be `PositiveFeatures()` or `TrigonometricFeatures()`. "
@@ -94,32 +92,32 @@ class PerformerAttention(SumsAttention):
         drawn = orthogonal_projection(self.key_dim, self.num_random_features, seed)
         return drawn.astype("float32")
 
-    def _sums(self, q, k, v, how, state):
-        q, k, place = self._turn(q, k, how, state)
+    def _sums(self, q, k, v, layout, state):
+        q, k, position_state = self._apply_rotation(q, k, layout, state)
         mixed, state = linear_attention(
             *self.features(q, k, self.projection),
             v,
-            causal=how.causal,
-            mask=how.key,
-            segment_ids=how.segments,
+            causal=layout.causal,
+            mask=layout.key_mask,
+            segment_ids=layout.segments,
             state=state,
             chunk_size=self.chunk_size,
         )
-        return mixed, {**state, **place}
+        return mixed, {**state, **position_state}
 
-    def _weights(self, q, k, how):
-        q, k, _ = self._turn(q, k, how, None)
+    def _weights(self, q, k, layout):
+        q, k, _ = self._apply_rotation(q, k, layout, None)
         return linear_weights(
             *self.features(q, k, self.projection),
-            causal=how.causal,
-            query_mask=how.query,
-            mask=how.key,
-            segment_ids=how.segments,
+            causal=layout.causal,
+            query_mask=layout.query_mask,
+            mask=layout.key_mask,
+            segment_ids=layout.segments,
         )
 
     def _state_spec(self):
         size = self.features.size(self.num_random_features)
-        sums = (self.num_key_value_heads, size, self.value_dim + 1), "float32"
+        sums = (self.num_key_value_heads, size, self.value_dim + 1), self.sum_dtype
         return {"sums": sums, **self._position_spec()}
 
     def get_config(self):

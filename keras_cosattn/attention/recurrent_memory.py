@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, positive, valid_steps_first
+from keras_cosattn.attention.arguments import not_negative, positive
+from keras_cosattn.attention.base import Attention
 from keras_cosattn.ops import arrays, dense, timesteps
 from keras_cosattn.ops.memory_tokens import read_tokens, tokens_of_segments
 from keras_cosattn.ops.windows import window_attention, window_length
@@ -55,6 +56,7 @@ class RecurrentMemoryAttention(Attention):
     """
 
     accepts_positions = ("rotation", "encoding", "bias")
+    needs_valid_first = True
 
     def __init__(
         self,
@@ -68,8 +70,8 @@ class RecurrentMemoryAttention(Attention):
     ):
         super().__init__(num_heads, key_dim, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
-        self.memory_length = _not_negative("memory_length", memory_length)
-        self.num_memory_tokens = _not_negative("num_memory_tokens", num_memory_tokens)
+        self.memory_length = not_negative("memory_length", memory_length)
+        self.num_memory_tokens = not_negative("num_memory_tokens", num_memory_tokens)
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)
@@ -86,7 +88,7 @@ class RecurrentMemoryAttention(Attention):
             name="memory_tokens",
             shape=(self.num_memory_tokens, width),
             initializer=keras.initializers.RandomNormal(stddev=1.0),
-            dtype="float32",
+            dtype=self.sum_dtype,
             autocast=False,
         )
 
@@ -115,49 +117,38 @@ class RecurrentMemoryAttention(Attention):
         key, value = ops.stop_gradient(key), ops.stop_gradient(value)
         return q, [k, self.key_dense(key)], [v, self.value_dense(value)]
 
-    def _attend(self, q, k, v, how, training, return_weights):
+    def _attend(self, q, k, v, layout, training, return_weights):
         # Those of the memory are more heads, wherever the layer handles keys and values.
         k, v = ops.concatenate(k, axis=2), ops.concatenate(v, axis=2)
         if self.num_memory_tokens == 0:
-            return super()._attend(q, k, v, how, training, return_weights)
+            return super()._attend(q, k, v, layout, training, return_weights)
         mixed, share = self._with_tokens(
-            self._mix(q, k, v, how, training, log_totals=True),
-            self._of_tokens(q, k, v, how, training),
+            self._mix(q, k, v, layout, training, log_totals=True),
+            self._read_tokens(q, k, v, training, mask=layout.key_mask)[0],
         )
         if not return_weights:
             return mixed, None
         weights = self._implied_weights(
-            lambda each: share * self._mix(q, k, each, how, False), v, how
+            lambda each: share * self._mix(q, k, each, layout, False), v, layout
         )
         return mixed, weights
 
-    def _mix(self, q, k, v, how, training, **options):
-        q, k, v, how, restore = valid_steps_first(q, k, v, how)
-        segments = timesteps.segment_numbers(how.segments)
-        mixed, _ = self._windows(q, k, v, training, mask=how.key, segments=segments, **options)
-        return _take_steps(mixed, restore)
+    def _mix(self, q, k, v, layout, training, **options):
+        options |= {"mask": layout.key_mask, "segments": layout.segments}
+        return self._windows(q, k, v, training, **options)[0]
 
-    def _of_tokens(self, q, k, v, how, training):
-        q, k, v, how, restore = valid_steps_first(q, k, v, how)
-        found, _ = self._read_tokens(q, k, v, training, mask=how.key)
-        return _take_steps(found, restore)
-
-    def _attend_in_stream(self, q, k, v, mask, stream, training):
+    def _attend_in_stream(self, q, k, v, layout, stream, training):
         length = window_length(self.segment_length, self.memory_length)
         spec = {
-            "key": ((length, self.num_key_value_heads, self.key_dim), "float32"),
-            "value": ((length, self.num_key_value_heads, self.value_dim), "float32"),
+            "key": ((length, self.num_key_value_heads, self.key_dim), self.sum_dtype),
+            "value": ((length, self.num_key_value_heads, self.value_dim), self.sum_dtype),
             "position": ((), "int32"),
         }
         if self.num_memory_tokens:
-            spec["tokens"] = tuple(self.memory_tokens.shape), "float32"
+            spec["tokens"] = tuple(self.memory_tokens.shape), self.sum_dtype
         slot, state = stream.read(self, ops.shape(q)[0], **spec)
-        restore = None
         k, v = (ops.concatenate(x if training else x[:1], axis=2) for x in (k, v))
-        if mask is not None:
-            order, restore = timesteps.valid_first(mask)
-            q, k, v, mask = (timesteps.take_steps(x, order) for x in (q, k, v, mask))
-        options = {"mask": mask, "state": state}
+        options = {"mask": layout.key_mask, "state": state}
         if self.num_memory_tokens == 0:
             mixed, new = self._windows(q, k, v, training, **options)
         else:
@@ -165,8 +156,9 @@ class RecurrentMemoryAttention(Attention):
             read, tokens = self._read_tokens(q, k, v, training, **options)
             mixed, _ = self._with_tokens(mixed, read)
             new["tokens"] = ops.reshape(tokens, ops.shape(state["tokens"]))
+        new["position"] = timesteps.wrap(new["position"], self.segment_length)
         stream.write(slot, {name: ops.cast(x, spec[name][1]) for name, x in new.items()})
-        return _take_steps(mixed, restore)
+        return mixed
 
     def _windows(self, q, k, v, training, **options):
         n, memory = self.num_key_value_heads, None
@@ -180,7 +172,7 @@ class RecurrentMemoryAttention(Attention):
             look_back=self.memory_length,
             causal=True,
             memory=memory,
-            place=self._place,
+            place=self._encode_positions,
             dropout=self._drop(training),
             **options,
         )
@@ -241,19 +233,6 @@ class RecurrentMemoryAttention(Attention):
         }
 
 
-def _take_steps(x, order):
-    """Each of a nest of `(b, t, ...)` at the steps `order`; None changes nothing."""
-    if order is None:
-        return x
-    return keras.tree.map_structure(lambda x: timesteps.take_steps(x, order), x)
-
-
 def _unit_scale(x):
     """Each vector of the last axis divided by its root mean square."""
     return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + 1e-6)
-
-
-def _not_negative(name, value):
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"`{name}` must be an integer of at least 0. Received: {name}={value!r}")
-    return value

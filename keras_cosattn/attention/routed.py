@@ -4,7 +4,10 @@ import keras
 from keras import ops
 
 from keras_cosattn import scope
-from keras_cosattn.attention.base import Attention, positive
+from keras_cosattn.attention.arguments import not_negative, positive
+from keras_cosattn.attention.base import Attention
+from keras_cosattn.attention.call_inputs import check_shapes, read_call
+from keras_cosattn.attention.refusals import check_use
 from keras_cosattn.ops import arrays
 from keras_cosattn.ops import route as routing
 
@@ -65,15 +68,10 @@ class RoutedAttention(Attention):
             first.num_heads,
             first.key_dim,
             first.value_dim,
-            first.num_key_value_heads,
+            num_key_value_heads=first.num_key_value_heads,
             output_shape=first.output_size,
             **kwargs,
         )
-        if not isinstance(routing_iterations, int) or routing_iterations < 0:
-            raise ValueError(
-                "`routing_iterations` must be an integer of at least 0. "
-                f"Received: routing_iterations={routing_iterations!r}"
-            )
         if top_k is not None and positive("top_k", top_k) > len(paths):
             raise ValueError(
                 "`top_k` must be at most the number of paths. "
@@ -83,7 +81,7 @@ class RoutedAttention(Attention):
             raise ValueError(
                 f"`load_balancing` must be at least 0. Received: load_balancing={load_balancing!r}"
             )
-        self.routing_iterations = routing_iterations
+        self.routing_iterations = not_negative("routing_iterations", routing_iterations)
         self.top_k = top_k
         self.load_balancing = load_balancing
         self.route_initializer = keras.initializers.get(route_initializer)
@@ -98,7 +96,7 @@ class RoutedAttention(Attention):
         self.accepts_attention_mask = all(path.accepts_attention_mask for path in self.paths)
 
     def build(self, query_shape, value_shape, key_shape=None):
-        self._check_inputs(query_shape, value_shape, key_shape or value_shape)
+        check_shapes(self.name, query_shape, value_shape, key_shape or value_shape)
         for path in self.paths:
             path.build(query_shape, value_shape, key_shape)
         self.route_kernel = self.add_weight(
@@ -132,40 +130,42 @@ class RoutedAttention(Attention):
         segment_ids=None,
         return_route_weights=False,
     ):
-        key = value if key is None else key
-        self._check_inputs(query.shape, value.shape, key.shape)
-        how = self._read_masks(
-            query, value, query_mask, value_mask, key_mask, attention_mask, segment_ids
-        )._replace(causal=use_causal_mask)
-        self._check_use(how, scope.current(), return_attention_scores)
-        if "cross" in self.cannot:
-            value = key = query  # the same, but Keras converts each argument by itself
+        inputs = read_call(
+            self, query, value, key, query_mask, value_mask, key_mask, attention_mask,
+            use_causal_mask, segment_ids,
+        ).zero_masked()  # fmt: skip
+        layout, query = inputs.layout, inputs.query
+        check_use(self, layout, return_attention_scores)
+        watch = scope.watching()
+        with_scores = return_attention_scores or watch is not None
         found = [
             path(
                 query,
-                value,
-                key=key,
-                query_mask=how.query,
-                value_mask=how.key,
-                attention_mask=how.attention,
-                return_attention_scores=return_attention_scores,
+                inputs.value,
+                key=inputs.key,
+                query_mask=layout.query_mask,
+                value_mask=layout.key_mask,
+                attention_mask=layout.attention_mask,
+                return_attention_scores=with_scores,
                 training=training,
                 use_causal_mask=use_causal_mask,
-                segment_ids=segment_ids,
+                segment_ids=layout.segments,
             )
             for path in self.paths
         ]
-        outputs = [y[0] if return_attention_scores else y for y in found]
+        outputs = [y[0] if with_scores else y for y in found]
         outputs = ops.stack([arrays.accumulate(y) for y in outputs], axis=2)  # (b, t, p, m)
-        routes = self._route(query, outputs, how.query, training)
+        routes = self._route(query, outputs, layout.query_mask, training)
         returned = [routing.mix(routes, outputs)]
-        if return_attention_scores:
-            returned.append(
-                sum(
-                    ops.expand_dims(ops.expand_dims(routes[..., p], 1), -1) * arrays.accumulate(w)
-                    for p, (_, w) in enumerate(found)
-                )
+        if with_scores:
+            weights = sum(
+                ops.expand_dims(routes[..., p], (1, 3)) * arrays.accumulate(w)
+                for p, (_, w) in enumerate(found)
             )
+        if watch is not None:
+            watch(self, ops.cast(weights, self.compute_dtype))
+        if return_attention_scores:
+            returned.append(weights)
         if return_route_weights:
             returned.append(routes)
         returned = tuple(ops.cast(x, self.compute_dtype) for x in returned)

@@ -5,7 +5,8 @@ import functools
 import keras
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, positive, valid_steps_first
+from keras_cosattn.attention.arguments import not_negative, optional, positive
+from keras_cosattn.attention.base import Attention
 from keras_cosattn.ops import segmented, timesteps
 from keras_cosattn.ops.windows import window_attention, window_length
 
@@ -32,8 +33,9 @@ class SegmentedAttention(Attention):
     without end: a step costs O(S (d + e)), the float32 state is as large. The summaries add
     O(t (s / C) (d + e)) time and O(t (s / C) (1 + (d + e) / C)) memory: with C = sqrt(s) it is
     O(t sqrt(s) (d + e)) in all. A stream then keeps a summary of each finished segment, for
-    `max_length` steps, O((max_length / C) (d + e)) per step and in state; beyond them it gives
-    NaN. Dropout acts on the weights.
+    `max_length` steps, O((max_length / C) (d + e)) per step and in state. More steps raise
+    ValueError, or fail an assertion in a TensorFlow graph; under XLA segments beyond them get no
+    summary. Dropout acts on the weights.
 
     Liu et al., 2018, section 4.2.4 (segments alone: "local attention"); Beltagy et al., 2020
     (Longformer), section 3.1 (windows that overlap); Zhu et al., 2021 (Long-Short
@@ -54,6 +56,7 @@ class SegmentedAttention(Attention):
     """
 
     accepts_positions = ("rotation", "encoding", "bias")
+    needs_valid_first = True
 
     def __init__(
         self,
@@ -68,11 +71,6 @@ class SegmentedAttention(Attention):
     ):
         super().__init__(num_heads, key_dim, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
-        if not isinstance(look_back, int) or look_back < 0:
-            raise ValueError(
-                "`look_back` must be an integer of at least 0: a number of segments. "
-                f"Received: look_back={look_back!r}"
-            )
         if summaries not in SUMMARIES:
             raise ValueError(
                 f"`summaries` must be one of {SUMMARIES}. Received: summaries={summaries!r}"
@@ -82,9 +80,9 @@ class SegmentedAttention(Attention):
                 "`max_length` is for `summaries`: without them a stream has no end. "
                 f"Received: max_length={max_length!r}, summaries=None"
             )
-        self.look_back = look_back
+        self.look_back = not_negative("look_back", look_back)
         self.summaries = summaries
-        self.max_length = None if max_length is None else positive("max_length", max_length)
+        self.max_length = optional(positive, "max_length", max_length)
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)
@@ -94,7 +92,7 @@ class SegmentedAttention(Attention):
                 name="summary_query",
                 shape=(self.num_key_value_heads, self.key_dim),
                 initializer="glorot_uniform",
-                dtype="float32",
+                dtype=self.sum_dtype,
                 autocast=False,
             )
 
@@ -108,31 +106,24 @@ class SegmentedAttention(Attention):
             "Build it with `max_length`, or with `summaries=None`."
         }
 
-    def _mix(self, q, k, v, how, training):
-        q, k, v, how, restore = valid_steps_first(q, k, v, how)
-        segments = timesteps.segment_numbers(how.segments)
-        options = {"causal": how.causal, "mask": how.key, "segments": segments}
-        mixed, _ = self._segmented(q, k, v, training, **options)
-        return mixed if restore is None else timesteps.take_steps(mixed, restore)
+    def _mix(self, q, k, v, layout, training):
+        options = {
+            "causal": layout.causal,
+            "mask": layout.key_mask,
+            "segments": layout.segments,
+        }
+        return self._segmented(q, k, v, training, **options)[0]
 
-    def _attend_in_stream(self, q, k, v, mask, stream, training):
-        slot, state = stream.read(
-            self, ops.shape(q)[0], limit=self.max_length, **self._state_spec()
+    def _attend_in_stream(self, q, k, v, layout, stream, training):
+        spec = self._state_spec()
+        slot, state = stream.read(self, ops.shape(q)[0], limit=self.max_length, **spec)
+        mixed, state = self._segmented(
+            q, k, v, training, causal=True, mask=layout.key_mask, state=state
         )
-        beyond = None
-        if self.max_length is not None:
-            count = timesteps.count_valid(ops.shape(q)[1], mask, start=state["position"])
-            beyond = ops.expand_dims(ops.expand_dims(count > self.max_length, -1), -1)
-        restore = None
-        if mask is not None:
-            order, restore = timesteps.valid_first(mask)
-            q, k, v, mask = (timesteps.take_steps(x, order) for x in (q, k, v, mask))
-        mixed, state = self._segmented(q, k, v, training, causal=True, mask=mask, state=state)
-        stream.write(
-            slot, {name: ops.cast(state[name], d) for name, (_, d) in self._state_spec().items()}
-        )
-        mixed = mixed if restore is None else timesteps.take_steps(mixed, restore)
-        return mixed if beyond is None else ops.where(beyond, float("nan"), mixed)
+        if self.max_length is None:
+            state["position"] = timesteps.wrap(state["position"], self.segment_length)
+        stream.write(slot, {name: ops.cast(state[name], d) for name, (_, d) in spec.items()})
+        return mixed
 
     def _state_spec(self):
         sizes = {"key": self.key_dim, "value": self.value_dim}
@@ -142,7 +133,7 @@ class SegmentedAttention(Attention):
             n = -(-self.max_length // self.segment_length)
             lengths["summary_"] = max(n - 1 - self.look_back, 1)
         spec = {
-            prefix + name: ((length, self.num_key_value_heads, size), "float32")
+            prefix + name: ((length, self.num_key_value_heads, size), self.sum_dtype)
             for prefix, length in lengths.items()
             for name, size in sizes.items()
         }
@@ -161,7 +152,7 @@ class SegmentedAttention(Attention):
             size=self.segment_length,
             look_back=reach,
             look_ahead=reach,
-            place=None if self.position is None else self._place,
+            place=None if self.position is None else self._encode_positions,
             dropout=self._drop(training),
             **options,
         )

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_cosattn.attention.cached import CachedAttention
-from keras_cosattn.ops import dense, timesteps
+from keras_cosattn.ops import arrays, dense
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -13,7 +13,7 @@ class SoftmaxAttention(CachedAttention):
 
     Both directions, causal, cross, packed, with any `attention_mask` and any `position`.
     O(t s (d + e)) time and O(t s) memory per head. Streams with a cache of `max_length` steps: a
-    step costs O(max_length (d + e)), the float32 state is as large, and steps beyond it give NaN.
+    step costs O(max_length (d + e)), and the float32 state is as large.
     Dropout acts on the weights. Vaswani et al., 2017, eq. 1.
 
     Args:
@@ -25,29 +25,13 @@ class SoftmaxAttention(CachedAttention):
     accepts_attention_mask = True
     accepts_positions = ("rotation", "encoding", "bias")
 
-    def _attend(self, q, k, v, how, training, return_weights):
-        segments = timesteps.segment_numbers(how.segments)
-        q, k, bias = self._place(
-            q,
-            k,
-            timesteps.positions(ops.shape(q)[1], how.query, segments),
-            timesteps.positions(ops.shape(k)[1], how.key, segments),
-        )
-        return dense.softmax_attention(
-            q,
-            k,
-            v,
-            causal=how.causal,
-            query_mask=how.query,
-            mask=how.key,
-            segment_ids=how.segments,
-            attention_mask=how.attention,
-            bias=bias,
-            dropout=self._drop(training),
-        )
+    def _attend(self, q, k, v, layout, training, return_weights):
+        q, k, bias = self._encode_positions(q, k, layout.query_positions, layout.key_positions)
+        k, v = arrays.zero_masked(k, layout.key_mask), arrays.zero_masked(v, layout.key_mask)
+        return dense.attend(q, k, v, layout.pair_mask(), self._drop(training), bias)
 
     def _mix_past(self, q, past, positions, training):
         slots = ops.arange(self.max_length, dtype="int32")
-        q, k, bias = self._place(q, past["key"], positions, ops.expand_dims(slots, 0))
+        q, k, bias = self._encode_positions(q, past["key"], positions, ops.expand_dims(slots, 0))
         allowed = ops.expand_dims(ops.expand_dims(positions, 1), 3) >= slots
         return dense.attend(q, k, past["value"], allowed, self._drop(training), bias)[0]

@@ -1,8 +1,11 @@
 """Attention whose past is a sum of constant size: the base of the linear variants."""
 
+from __future__ import annotations
+
 from keras import ops
 
-from keras_cosattn.attention.base import Attention, Masks, valid_steps_first
+from keras_cosattn.attention.base import Attention
+from keras_cosattn.layout import CallLayout
 from keras_cosattn.ops import timesteps
 
 
@@ -14,14 +17,14 @@ class SumsAttention(Attention):
     others has a "count" of the steps in a stream of means.
     """
 
-    limit = None
+    limit: int | None = None
     bounded = False
 
-    def _sums(self, q, k, v, how, state):
+    def _sums(self, q, k, v, layout, state):
         """`(b, t, h, e)` and the new state; `state` is None for a whole sequence."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_sums`.")
 
-    def _weights(self, q, k, how):
+    def _weights(self, q, k, layout):
         """The weights that `_sums` implies, `(b, h, t, s)`."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_weights`.")
 
@@ -29,7 +32,7 @@ class SumsAttention(Attention):
         """Name -> (shape without the batch axis, dtype) of the state."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_state_spec`.")
 
-    def _turn(self, q, k, how, state):
+    def _apply_rotation(self, q, k, layout, state):
         """Queries and keys with an encoding's positions in them, and the state to go on from.
 
         For the variants that accept encodings, to call in `_sums` and `_weights`. Their state then
@@ -37,32 +40,32 @@ class SumsAttention(Attention):
         """
         if self.position is None:
             return q, k, {}
-        segments = timesteps.segment_numbers(how.segments)
-        start = None if state is None else state["position"]
-        q_count = timesteps.count_valid(ops.shape(q)[1], how.query, segments, start)
-        k_count = timesteps.count_valid(ops.shape(k)[1], how.key, segments, start)
-        q, k, _ = self._place(q, k, ops.maximum(q_count - 1, 0), ops.maximum(k_count - 1, 0))
-        return q, k, {} if state is None else {"position": k_count[:, -1]}
+        if state is None:
+            q, k, _ = self._encode_positions(q, k, layout.query_positions, layout.key_positions)
+            return q, k, {}
+        start, t = state["position"], layout.query_steps
+        positions = timesteps.positions(t, layout.query_mask, start=start)
+        q, k, _ = self._encode_positions(q, k, positions, positions)
+        return q, k, {"position": timesteps.advance(start, t, layout.query_mask)}
 
     def _position_spec(self):
-        """What `_turn` keeps: how many steps there have been."""
+        """What `_apply_rotation` keeps: how many steps there have been."""
         return {} if self.position is None else {"position": ((), "int32")}
 
-    def _attend(self, q, k, v, how, training, return_weights):
-        weights = self._weights(q, k, how) if return_weights else None
-        restore = None
-        if how.causal and how.query is not how.key:
-            q, k, v, how, restore = valid_steps_first(q, k, v, how)
-        mixed, _ = self._sums(q, k, v, how, None)
-        if restore is not None:
-            mixed = timesteps.take_steps(mixed, restore)
+    def _wants_valid_first(self, layout: CallLayout) -> bool:
+        # Row t of a causal sum reads the keys up to row t, so both sides must be aligned.
+        return layout.causal and not layout.one_sequence
+
+    def _attend(self, q, k, v, layout, training, return_weights):
+        weights = self._weights(q, k, layout) if return_weights else None
+        mixed, _ = self._sums(q, k, v, layout, None)
         return self.dropout_layer(mixed, training=training), weights
 
-    def _attend_in_stream(self, q, k, v, mask, stream, training):
+    def _attend_in_stream(self, q, k, v, layout, stream, training):
         spec = self._state_spec()
         if stream.means and not self.bounded:
             spec["count"] = (), "int32"
         slot, state = stream.read(self, ops.shape(q)[0], limit=self.limit, **spec)
-        mixed, state = self._sums(q, k, v, Masks(query=mask, key=mask, causal=True), state)
+        mixed, state = self._sums(q, k, v, layout, state)
         stream.write(slot, state)
         return self.dropout_layer(mixed, training=training)

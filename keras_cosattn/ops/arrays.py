@@ -23,6 +23,13 @@ def zero_masked(x, mask):
     return ops.where(mask, x, ops.zeros((), x.dtype))
 
 
+def maximum(first, second):
+    """The larger of two sizes: an integer if both are."""
+    if isinstance(first, int) and isinstance(second, int):
+        return max(first, second)
+    return ops.maximum(first, second)
+
+
 def append_ones(v):
     """`[v, 1]`, so that one sum carries the numerator and, last, the normaliser."""
     return ops.concatenate([v, ops.ones_like(v[..., :1])], axis=-1)

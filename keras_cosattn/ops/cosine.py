@@ -31,9 +31,9 @@ def cosine_attention(
     A row whose weights sum to nothing is zero. M is `max_length`, or if that is None the larger
     of each example's numbers of real queries and keys, after the paper's code.
 
-    At distances beyond M the cosine is negative. So more than `max_length` steps raise
-    ValueError; where their number is not known beforehand (a dynamic shape, segments), an example
-    that has a position from `max_length` on gives NaN.
+    At distances beyond M the cosine is negative. So more than `max_length` steps raise ValueError
+    if their number is known (a static shape, no mask). Otherwise all steps from `max_length` on
+    share the position `max_length - 1`.
 
     Args:
         q: `(b, t, h, d)`; h a multiple of the key heads.
@@ -52,15 +52,15 @@ def cosine_attention(
     q, k, v, group = _prepare(q, k, v, mask)
     t, s = lengths or (ops.shape(q)[1] // group, ops.shape(k)[1])
     segments = timesteps.segment_numbers(segment_ids)
-    known = segments is None and _check_length(max_length, t, s)
+    _check_length(max_length, segments, (t, query_mask), (s, mask))
     if segments is not None and max_length is None:
         raise ValueError("Packed sequences (`segment_ids`) need `max_length`: M may not depend on "
                          "the neighbours of a segment. Received: max_length=None")  # fmt: skip
     span = _longest(t, s, query_mask, mask) if max_length is None else max_length
-    q_position = timesteps.positions(t, query_mask, segments)
-    k_position = timesteps.positions(s, mask, segments)
-    q_read = _turn(q, arrays.each_row(q_position, group), span, _cos_and_sin)
-    k_write = _turn(k, k_position, span, _cos_and_sin)
+    q_position = _up_to(max_length, timesteps.positions(t, query_mask, segments))
+    k_position = _up_to(max_length, timesteps.positions(s, mask, segments))
+    q_read = _apply_rotation(q, arrays.each_row(q_position, group), span, _cos_and_sin)
+    k_write = _apply_rotation(k, k_position, span, _cos_and_sin)
     if segments is None:
         out = ops.einsum("bthf,bhfe->bthe", q_read, arrays.sums_and_totals(k_write, v))
     else:
@@ -69,13 +69,7 @@ def cosine_attention(
             q, k, v, zero_sums(k_write, v), q_read=q_read, k_write=k_write, kernel=ops.cos,
             positions=q_angle, runs=segments, group=group, chunk_size=chunk_size,
         )  # fmt: skip
-    out = arrays.unfold_groups(arrays.divide(out), group)
-    if known or max_length is None:
-        return out
-    longest = ops.maximum(
-        ops.max(q_position, axis=1, keepdims=True), ops.max(k_position, axis=1, keepdims=True)
-    )
-    return _nan_from(max_length, longest, out)
+    return arrays.unfold_groups(arrays.divide(out), group)
 
 
 def causal_cosine_attention(
@@ -97,8 +91,8 @@ def causal_cosine_attention(
     no end: t sees its own and the previous half-horizon of H / 2 steps, and M = H. Every distance
     is then below M and no weight is negative, however long the input.
 
-    With `max_length`, positions from `max_length` on give NaN where the length is not known
-    beforehand (a dynamic shape, segments, a state). With neither, M is that of the paper's code,
+    With `max_length`, steps from `max_length` on share a position as in `cosine_attention`. With
+    neither, M is that of the paper's code,
     and no state is taken or returned: it would change with every call.
 
     Args:
@@ -117,17 +111,18 @@ def causal_cosine_attention(
     q, k, v, group = _prepare(q, k, v, mask)
     t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
     segments = timesteps.segment_numbers(segment_ids)
-    known = segments is None and _check_length(max_length, t) and state is None
+    if state is None:
+        _check_length(max_length, segments, (t, query_mask))
     span = max_length or horizon or _longest(t, s, query_mask, mask)
     k, v = arrays.fit_length(k, t), arrays.append_ones(arrays.fit_length(v, t))
     start = None if state is None else state["position"]
     count = timesteps.count_valid(t, query_mask, segments, start)
-    position = ops.maximum(count - 1, 0)
+    position = _up_to(max_length, ops.maximum(count - 1, 0))
 
     half = None if horizon is None else ops.floor_divide(position, horizon // 2)
     offset = position if horizon is None else position - half * (horizon // 2)
-    q_read = _turn(q, arrays.each_row(offset, group), span)
-    k_write = _turn(k, offset, span)
+    q_read = _apply_rotation(q, arrays.each_row(offset, group), span)
+    k_write = _apply_rotation(k, offset, span)
     options = {"group": group, "chunk_size": chunk_size, "runs": segments}
     if query_mask is None and segments is None and isinstance(span, int):
         options["kernel"] = lambda distance: ops.cos(_angles(distance, span, q.dtype))
@@ -135,7 +130,7 @@ def causal_cosine_attention(
         options |= {"kernel": ops.cos, "positions": _angles(position, span, q.dtype)}
     if horizon is not None:
         earlier = arrays.each_row(offset + horizon // 2, group)
-        options["q_previous"] = _turn(q, earlier, span)
+        options["q_previous"] = _apply_rotation(q, earlier, span)
         options["runs"] = _half_runs(half, segments, ops.shape(k)[0])
         options["chunk_size"] = min(chunk_size, horizon // 2)
     if state is None:
@@ -144,10 +139,12 @@ def causal_cosine_attention(
             state["previous"] = ops.zeros_like(state["sums"])
     out, state = causal_sums(q, k, v, state, q_read=q_read, k_write=k_write, **options)
     out = arrays.unfold_groups(arrays.divide(out), group)
-    if max_length is not None and not known:
-        out = _nan_from(max_length, position, out)
-    last = count[:, -1] if horizon is None else count[:, -1] - half[:, -1] * (horizon // 2)
-    state["position"] = ops.broadcast_to(last, (ops.shape(k)[0],))
+    if segments is None:
+        start = ops.zeros((ops.shape(k)[0],), "int32") if start is None else start
+        read = timesteps.wrap(timesteps.advance(start, t, query_mask), 1)
+    else:
+        read = count[:, -1]
+    state["position"] = read if horizon is None else _in_half(read, horizon // 2)
     return out, state
 
 
@@ -166,8 +163,12 @@ def cosine_weights(
     )
     span = max_length or horizon or _longest(t, s, query_mask, mask)
     span = _per_example(span)
-    q_position = timesteps.positions(t, query_mask, segments)[:, None, :, None]
-    k_position = timesteps.positions(s, mask, segments)[:, None, None, :]
+    q_position = _up_to(max_length, timesteps.positions(t, query_mask, segments))
+    k_position = _up_to(max_length, timesteps.positions(s, mask, segments))
+    q_position, k_position = (
+        ops.expand_dims(q_position, (1, 3)),
+        ops.expand_dims(k_position, (1, 2)),
+    )
     if horizon is not None:
         halves = [ops.floor_divide(p, horizon // 2) for p in (q_position, k_position)]
         allowed = timesteps.combine(allowed, halves[0] - halves[1] <= 1)
@@ -184,16 +185,25 @@ def _prepare(q, k, v, mask):
     return q, k, arrays.zero_masked(arrays.accumulate(v), mask), group
 
 
-def _check_length(max_length, *lengths):
-    """Whether all lengths are known. Raises ValueError if one is beyond `max_length`."""
-    known = [n for n in lengths if isinstance(n, int)]
-    if max_length is not None and any(n > max_length for n in known):
+def _check_length(max_length, segments, *sides):
+    """Raise ValueError if a side, `(steps, mask)`, is known to have too many valid steps."""
+    known = [n for n, mask in sides if isinstance(n, int) and mask is None and segments is None]
+    if max_length is not None and max(known, default=0) > max_length:
         raise ValueError(
             f"The sequence has {max(known)} steps, but max_length={max_length}: beyond it the "
             "cosine turns negative. Build the layer with a larger `max_length`, or for causal "
             "input without end with `horizon` instead."
         )
-    return len(known) == len(lengths)
+
+
+def _in_half(count, half):
+    """`count (b,)` without the half-horizons that were finished before the last step."""
+    return count - ops.maximum(count - 1, 0) // half * half
+
+
+def _up_to(max_length, position):
+    """Positions that end at `max_length - 1`: all steps beyond share it."""
+    return position if max_length is None else ops.minimum(position, max_length - 1)
 
 
 def _longest(t, s, query_mask, mask):
@@ -216,7 +226,7 @@ def _angles(position, span, dtype):
     return ops.cast(position, dtype) * (math.pi / 2 / ops.cast(span, dtype))
 
 
-def _turn(x, position, span, cos_and_sin=lambda angle: (ops.cos(angle), ops.sin(angle))):
+def _apply_rotation(x, position, span, cos_and_sin=lambda angle: (ops.cos(angle), ops.sin(angle))):
     """`(b, t, h, d)` and positions `(b or 1, t)` -> `[x cos, x sin] (b, t, h, 2 d)`."""
     position = ops.expand_dims(ops.expand_dims(position, -1), -1)
     cos, sin = cos_and_sin(_angles(position, _per_example(span), x.dtype))
@@ -240,9 +250,3 @@ def _half_runs(half, segments, b):
     changed = ops.not_equal(segments[:, 1:], segments[:, :-1])
     rise = ops.where(changed, 2, half[:, 1:] - half[:, :-1])
     return ops.cumsum(ops.concatenate([half[:, :1], rise], axis=1), axis=1)
-
-
-def _nan_from(max_length, position, out):
-    """`out (b, t, h, e)` with NaN where `position (b or 1, t or 1)` is `max_length` or more."""
-    nan = ops.where(position >= max_length, float("nan"), 0.0)
-    return out + ops.cast(ops.expand_dims(ops.expand_dims(nan, -1), -1), out.dtype)

@@ -21,15 +21,17 @@ def mix(weights, v):
     return ops.einsum("bhts,bshe->bthe", weights, v)
 
 
-def normalise(weights, allowed=None, below=None):
-    """Weights `(b, h, t, s)` divided by the row sums of `below`, which defaults to them.
+def normalise(weights, allowed=None, normaliser=None):
+    """Weights `(b, h, t, s)` divided by the row sums of `normaliser`, which defaults to them.
 
     Rows that sum to nothing are zero.
     """
-    below = weights if below is None else below
+    normaliser = weights if normaliser is None else normaliser
     if allowed is not None:
-        weights, below = (ops.where(allowed, x, ops.zeros_like(x)) for x in (weights, below))
-    total = ops.sum(below, axis=-1, keepdims=True)
+        weights, normaliser = (
+            ops.where(allowed, x, ops.zeros_like(x)) for x in (weights, normaliser)
+        )
+    total = ops.sum(normaliser, axis=-1, keepdims=True)
     something = ops.abs(total) > arrays.SMALLEST_SUM
     return ops.where(something, weights / ops.where(something, total, 1.0), 0.0)
 

@@ -11,7 +11,7 @@ def linear_attention(
     k,
     v,
     *,
-    turned=None,
+    rotated=None,
     causal=False,
     mask=None,
     segment_ids=None,
@@ -27,8 +27,8 @@ def linear_attention(
         q: features of the queries, `(b, t, h, f)`; h a multiple of the key heads.
         k: features of the keys, `(b, s, hk, f)`.
         v: `(b, s, hk, e)`.
-        turned: `(q', k')` to take above the line in place of q and k; below it the weights stay as
-            they are, so these divide by a sum that cannot vanish. Su et al., 2021, eq. 19.
+        rotated: `(q', k')`, which replace q and k in the numerator. The normaliser keeps q and k,
+            so it cannot vanish. Su et al., 2021, eq. 19.
         causal: let query t see keys s <= t, both counted from the start.
         mask: `(b, s)`, True where a key takes part.
         segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only.
@@ -37,7 +37,7 @@ def linear_attention(
         chunk_size: steps per chunk of the causal form.
 
     Returns:
-        `(b, t, h, e)` and the state, `{"sums": (b, hk, f, e + 1)}`, or with `turned`
+        `(b, t, h, e)` and the state, `{"sums": (b, hk, f, e + 1)}`, or with `rotated`
         `{"sums": (b, hk, f, e), "totals": (b, hk, f, 1)}`: float32, or float64 for float64
         features; and "count" if there was one.
 
@@ -70,17 +70,17 @@ def linear_attention(
         return out, past["sums"]
 
     after = {"count": state["count"] + new} if means else {}
-    if turned is None:
+    if rotated is None:
         out, after["sums"] = sums(q, k, arrays.append_ones(v), "sums")
         return arrays.unfold_groups(arrays.divide(out), group), after
-    above, after["sums"] = sums(*turned, v, "sums")
-    below, after["totals"] = sums(q, k, ops.ones_like(v[..., :1]), "totals")
-    out = arrays.divide(ops.concatenate([above, below], axis=-1))
+    numerator, after["sums"] = sums(*rotated, v, "sums")
+    normaliser, after["totals"] = sums(q, k, ops.ones_like(v[..., :1]), "totals")
+    out = arrays.divide(ops.concatenate([numerator, normaliser], axis=-1))
     return arrays.unfold_groups(out, group), after
 
 
 def linear_weights(
-    q, k, *, turned=None, causal=False, query_mask=None, mask=None, segment_ids=None
+    q, k, *, rotated=None, causal=False, query_mask=None, mask=None, segment_ids=None
 ):
     """The weights that `linear_attention` implies, normalised, `(b, h, t, s)`.
 
@@ -95,10 +95,10 @@ def linear_weights(
         causal=causal,
     )
     weights = dense.scores(q, arrays.zero_masked(k, mask))
-    if turned is None:
+    if rotated is None:
         return dense.normalise(weights, allowed)
-    above = dense.scores(turned[0], arrays.zero_masked(turned[1], mask))
-    return dense.normalise(above, allowed, weights)
+    numerator = dense.scores(rotated[0], arrays.zero_masked(rotated[1], mask))
+    return dense.normalise(numerator, allowed, weights)
 
 
 def both_ways(q, k, v, state, *, runs, q_read=None, k_write=None, positions=None, **options):

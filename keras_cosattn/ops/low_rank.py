@@ -13,8 +13,8 @@ def low_rank_attention(
     Real step i is mixed into slot j with the weights `E_ij` and `F_ij`, so n real steps use the
     first n rows. A slot whose E is zero at all of them has no key, and does not count.
 
-    More steps than E has rows raise ValueError; where their number is not known beforehand (a
-    dynamic shape), an example with more real steps gives NaN.
+    More steps than E has rows raise ValueError if their number is known (a static shape, no mask).
+    Otherwise the steps beyond the last row do not count.
 
     Args:
         q: `(b, t, h, d)`; h a multiple of the key heads.
@@ -28,7 +28,8 @@ def low_rank_attention(
     O((t + s) r (d + e)) time and O((t + s) r) memory per head. Wang et al., 2020, eq. 7.
     """
     s, max_length = ops.shape(k)[1], key_projection.shape[0]
-    known = _check_length(s, max_length)
+    if mask is None:
+        _check_length(s, max_length)
     count = s
     if mask is not None:
         order, _ = timesteps.valid_first(mask)
@@ -44,8 +45,7 @@ def low_rank_attention(
         _first_steps(key_projection) < count,
         dropout,
     )
-    mixed = arrays.zero_masked(arrays.unfold_groups(mixed, group), query_mask)
-    return mixed if known else ops.where(count > max_length, float("nan"), mixed)
+    return arrays.zero_masked(arrays.unfold_groups(mixed, group), query_mask)
 
 
 def _project(x, projection, s):
@@ -66,12 +66,8 @@ def _first_steps(projection):
 
 
 def _check_length(s, max_length):
-    """Whether s is known. Raises ValueError if it is beyond `max_length`."""
-    if not isinstance(s, int):
-        return False
-    if s > max_length:
+    if isinstance(s, int) and s > max_length:
         raise ValueError(
             f"The values have {s} steps, but max_length={max_length}: there are no projections for "
             "more. Build the layer with a larger `max_length`."
         )
-    return True

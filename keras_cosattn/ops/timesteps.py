@@ -65,10 +65,13 @@ def _before_segment(count, mask, segments):
 
 
 def valid_first(mask):
-    """The order of steps `(b, t)` that puts the real ones first, and the order that undoes it."""
+    """The order of steps that puts the valid ones first, and its inverse, int32 `(b, t)` both."""
+    valid = ops.cast(mask, "int32")
+    before = ops.cumsum(valid, axis=1) - valid
+    count = ops.sum(valid, axis=1, keepdims=True)
     index = ops.arange(ops.shape(mask)[1], dtype="int32")
-    order = ops.argsort(ops.where(mask, index, index + ops.shape(mask)[1]), axis=1)
-    return order, ops.argsort(order, axis=1)
+    inverse = ops.where(mask, before, count + index - before)
+    return ops.argsort(inverse, axis=1), inverse
 
 
 def last_valid(x, mask, length):
@@ -84,10 +87,30 @@ def last_valid(x, mask, length):
 
 
 def take_steps(x, order):
-    """`x (b, t, ...)` at the steps `order (b, t)`."""
-    for _ in range(len(x.shape) - 2):
-        order = ops.expand_dims(order, -1)
-    return ops.take_along_axis(x, order, axis=1)
+    """`x (b, t, ...)` at the steps `order (b or 1, n)`: `(b, n, ...)`."""
+    b, t = ops.shape(x)[:2]
+    first = ops.expand_dims(ops.arange(b, dtype="int32") * t, 1)
+    return ops.take(ops.reshape(x, (b * t, *x.shape[2:])), first + order, axis=0)
+
+
+def advance(start, length, mask=None):
+    """The count `start (b,)` after `length` more steps, of which those in `mask (b, t)` count."""
+    if mask is None:
+        return start + ops.cast(length, "int32")
+    return start + ops.sum(ops.cast(mask, "int32"), axis=1)
+
+
+LARGEST_COUNT = 2**30
+"""Counters of a stream stay near this number, so that int32 never overflows."""
+
+
+def wrap(count, unit):
+    """`count (b,)`, held within `unit` steps of 2^30 at the same place in its unit.
+
+    Below 2^30 nothing changes. A counter that is only used inside a unit is right for ever.
+    """
+    last = LARGEST_COUNT // unit * unit
+    return ops.where(count < last, count, last + ops.mod(count - last, unit))
 
 
 def pair_mask(

@@ -1,0 +1,44 @@
+"""Checks and copies of constructor arguments."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import keras
+
+
+def positive(name: str, value: Any) -> int:
+    """Return `value` as an int. Raises ValueError unless it is an integer of at least 1."""
+    return _integer(name, value, 1)
+
+
+def not_negative(name: str, value: Any) -> int:
+    """Return `value` as an int. Raises ValueError unless it is an integer of at least 0."""
+    return _integer(name, value, 0)
+
+
+def optional(check, name: str, value: Any) -> int | None:
+    """Return None for None, and `check(name, value)` for everything else."""
+    return None if value is None else check(name, value)
+
+
+def own_copy(value: Any) -> Any:
+    """Return an object of the same configuration, from an object, its saved form or None.
+
+    A layer copies every object with weights or random numbers that it is given. So one object may
+    be given to many layers, and each of them saves and loads its own.
+    """
+    if isinstance(value, dict):
+        return keras.saving.deserialize_keras_object(value)
+    if isinstance(value, keras.Layer):
+        return type(value).from_config(value.get_config())
+    return value
+
+
+def _integer(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
+        )
+    return int(value)

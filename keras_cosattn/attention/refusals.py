@@ -1,0 +1,57 @@
+"""Errors for what an attention layer cannot do, each with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_cosattn import scope
+from keras_cosattn.layout import CallLayout
+
+USES = {
+    "both ways": "look both ways (without `use_causal_mask=True`)",
+    "causal": "be causal (`use_causal_mask=True`)",
+    "cross": "attend from queries to other values",
+    "packed": "pack sequences (`segment_ids`)",
+    "stream": "stream",
+}
+
+
+def refuse(layer: Any, use: str) -> None:
+    """Raise ValueError with the reason if `layer.cannot` has the use."""
+    if use in layer.cannot:
+        raise ValueError(
+            f"{layer.path or layer.name} ({type(layer).__name__}) cannot {USES[use]}: "
+            f"{layer.cannot[use]}"
+        )
+
+
+def check_use(layer: Any, layout: CallLayout, return_attention_scores: bool) -> None:
+    """Raise ValueError if the layer cannot be called in this way."""
+    refuse(layer, "causal" if layout.causal else "both ways")
+    if layout.segments is not None:
+        refuse(layer, "packed")
+    if scope.current() is None:
+        return
+    reasons = {
+        "it looks ahead: it is called without `use_causal_mask=True`": not layout.causal,
+        "`attention_mask` would have to cover the past": layout.attention_mask is not None,
+        "`segment_ids` are not needed: reset the stream instead": layout.segments is not None,
+        "`return_attention_scores` would need the whole past": return_attention_scores,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"{layer.path} ({type(layer).__name__}) cannot stream: {reason}.")
+    refuse(layer, "stream")
+
+
+def check_position(layer: Any, position: Any) -> None:
+    """Raise ValueError unless the layer can use the position object, or there is none."""
+    if position is None or getattr(position, "kind", None) in layer.accepts_positions:
+        return
+    if not layer.accepts_positions:
+        can = "None: this layer has no scores or features that it could change"
+    else:
+        can = f"an object of keras_cosattn.positions of kind {layer.accepts_positions}"
+    raise ValueError(
+        f"{type(layer).__name__}: `position` must be {can}. Received: position={position!r}"
+    )
