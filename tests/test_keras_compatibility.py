@@ -13,6 +13,7 @@ from keras_cosattn import CosFormerAttention, LinearAttention, RoutedAttention, 
 
 MHA = keras.layers.MultiHeadAttention
 LINEAR = [cls for cls in VARIANTS if cls not in (SoftmaxAttention, RoutedAttention)]
+ARGUMENTS = dict(reversed(CASES.values()))
 WIDTH = 11
 
 
@@ -35,11 +36,16 @@ def assert_same(theirs, ours, *tensors, **arguments):
     assert_close(ours(*tensors, **arguments), expected[0])
 
 
-def test_arguments_have_the_order_of_keras():
-    expected = list(inspect.signature(MHA).parameters)[:-1]
-    assert list(inspect.signature(SoftmaxAttention).parameters)[: len(expected)] == expected
-    layer = SoftmaxAttention(2, 4, None, 0.1)
-    assert (layer.num_heads, layer.key_dim, layer.value_dim, layer.dropout) == (2, 4, 4, 0.1)
+@pytest.mark.parametrize("cls", [SoftmaxAttention, *LINEAR], ids=lambda cls: cls.__name__)
+def test_arguments_have_the_order_of_keras(cls):
+    names = list(inspect.signature(MHA).parameters)[:-1]
+    values = (2, 4, 5, 0.1, False, (6,), (1,), None, None, "zeros", "ones", "l1", "l2", "l1",
+              "non_neg", "unit_norm", True, 7)  # fmt: skip
+    own = {name: value for name, value in ARGUMENTS[cls].items() if name != "seed"}
+    expected, config = MHA(*values).get_config(), cls(*values, **own).get_config()
+    assert len(names) == len(values)
+    for name in set(names) - {"flash_attention"}:
+        assert config[name] == expected[name]
 
 
 def test_call_arguments_have_the_order_of_keras():
@@ -138,9 +144,36 @@ def test_each_row_of_another_axis_is_a_sequence(cls, causal, rng):
         assert_close(np.asarray(scores)[:, i], weights)
 
 
+def test_routed_paths_share_their_axes(rng):
+    x = inputs(rng, 2, 3, 5, WIDTH)
+    paths = [cls(2, 4, attention_axes=2) for cls in (SoftmaxAttention, CosFormerAttention)]
+    layer = RoutedAttention(paths)
+    found = layer(x, x, return_attention_scores=True, return_route_weights=True)
+    row = RoutedAttention([type(path)(2, 4) for path in paths])
+    row.build((2, 5, WIDTH), (2, 5, WIDTH))
+    row.set_weights(layer.get_weights())
+    for i in range(3):
+        one = x[:, i]
+        alone = row(one, one, return_attention_scores=True, return_route_weights=True)
+        for actual, expected in zip(found, alone, strict=True):
+            assert_close(np.asarray(actual)[:, i], expected)
+    symbolic = keras.Input(batch_shape=x.shape)
+    spec = layer(symbolic, symbolic, return_attention_scores=True, return_route_weights=True)
+    assert [tuple(y.shape) for y in spec] == [tuple(y.shape) for y in found]
+    copy = RoutedAttention.from_config(layer.get_config())
+    assert copy.get_config() == layer.get_config()
+    assert copy.attention_axes == (2,)
+    with pytest.raises(ValueError, match=r"must agree in `attention_axes`.*\(2,\), \(1,\)"):
+        RoutedAttention([paths[0], SoftmaxAttention(2, 4, attention_axes=1)])
+    with pytest.raises(ValueError, match=r"one axis of features.*\(4, 3\)"):
+        RoutedAttention([SoftmaxAttention(2, 4, output_shape=(4, 3))])
+
+
 def test_other_axes_must_agree():
     layer = LinearAttention(2, 4, attention_axes=2)
-    with pytest.raises(ValueError, match=r"that do not attend must be equal.*\(2, 4, 5, 11\)"):
+    with pytest.raises(
+        ValueError, match=r"axes that do not attend, must be equal.*\(2, 4, 5, 11\)"
+    ):
         layer(np.zeros((2, 3, 5, WIDTH)), np.zeros((2, 4, 5, WIDTH)))
     with pytest.raises(ValueError, match=r"as many axes"):
         layer(np.zeros((2, 3, 5, WIDTH)), np.zeros((2, 5, WIDTH)))
@@ -153,7 +186,9 @@ def test_more_axes_cannot_stream(rng):
         streamed(keras.Model(model_input, y), inputs(rng, 2, 4, 3, WIDTH), [2])
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "Routed" not in case])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if "Routed" not in case and case not in TOKENS]
+)
 def test_a_gate_scales_what_is_mixed(case, rng):
     """A gate without kernel and bias is one half, and one with a large bias is one."""
     x, causal = inputs(rng, 2, 6, WIDTH), case in CAUSAL
@@ -195,9 +230,8 @@ def test_a_sliding_window_counts_valid_steps(rng):
 
 @pytest.mark.parametrize("cls", LINEAR, ids=lambda cls: cls.__name__)
 def test_sliding_windows_of_other_layers_are_refused_by_name(cls):
-    arguments = next(more for other, more in CASES.values() if other is cls)
     with pytest.raises(ValueError, match=rf"{cls.__name__}.*`sliding_window`.*SegmentedAttention"):
-        cls(2, 4, sliding_window=3, **arguments)
+        cls(2, 4, sliding_window=3, **ARGUMENTS[cls])
 
 
 @pytest.mark.parametrize("sliding_window", [0, -3, 1.5, True])
@@ -218,8 +252,7 @@ def test_every_layer_takes_the_config_of_keras(cls, rng):
     theirs = MHA(2, 4, value_dim=5, attention_axes=1, activity_regularizer="l2", use_gate=True)
     x = inputs(rng, 2, 6, WIDTH)
     theirs(x, x)
-    arguments = next(more for other, more in CASES.values() if other is cls)
-    layer = cls.from_config({**theirs.get_config(), **arguments})
+    layer = cls.from_config({**theirs.get_config(), **ARGUMENTS[cls]})
     assert (layer.num_heads, layer.key_dim, layer.value_dim) == (2, 4, 5)
     assert layer.use_gate
     assert layer(x, x, use_causal_mask="causal" not in layer.cannot).shape == x.shape
@@ -308,10 +341,10 @@ def test_a_known_mask_of_padding_and_causality_is_taken(case, side, rng):
     expected = layer(x, x, query_mask=valid, value_mask=valid, use_causal_mask=True)
     mask = TRIANGLE & valid[:, None]
     for given in (mask, ops.convert_to_tensor(mask.astype("int32")), mask.tolist()):
-        assert_close(layer(x, x, attention_mask=given), expected, 0)
-    assert_close(layer(x, x, attention_mask=mask, use_causal_mask=True), expected, 0)
+        assert_close(layer(x, x, attention_mask=given), expected)
+    assert_close(layer(x, x, attention_mask=mask, use_causal_mask=True), expected)
     both = mask & valid[:, :, None]
-    assert_close(layer(x, x, attention_mask=both), expected, 0)
+    assert_close(layer(x, x, attention_mask=both), expected)
 
 
 @pytest.mark.parametrize("cls", [LinearAttention, CosFormerAttention])
@@ -331,6 +364,17 @@ def test_a_known_mask_in_a_functional_model(rng):
     expected = layer(example, example, use_causal_mask=True)
     assert_close(model(example), expected)
     assert_close(model.predict(example, verbose=0), expected)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="graphs of TensorFlow only")
+def test_a_known_mask_is_known_in_a_graph(rng):
+    import tensorflow as tf
+
+    x, layer = inputs(rng, 2, 6, WIDTH), LinearAttention(2, 4)
+    expected = layer(x, x, use_causal_mask=True)
+    for mask in (TRIANGLE[None], tf.constant(TRIANGLE[None])):
+        call = tf.function(lambda x, mask=mask: layer(x, x, attention_mask=mask))
+        assert_close(call(tf.constant(x)), expected)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="graphs of TensorFlow only")

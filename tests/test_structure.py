@@ -49,7 +49,8 @@ def test_imports_go_down(file):
         if below[1] in FLOOR and below[1] != mine:
             assert FLOOR[below[1]] < FLOOR[mine], f"{file} imports {name}"
         variants = {"arguments", "base", "bucketed", "cached", "call_inputs"}
-        variants |= {"mask_factoring", "refusals", "sums"}
+        variants |= {"axes", "keras_arguments", "known_masks", "mask_factoring", "projections"}
+        variants |= {"refusals", "sums"}
         if mine == below[1] == "attention" and parts[-1] != "__init__.py":
             assert below[2] in variants, f"the variant {file} imports {name}"
 

@@ -112,6 +112,12 @@ class Folding:
         x = ops.transpose(x, (0, *axes.others, *axes.steps, *kept))
         return ops.reshape(x, _sizes(axes.fold_sizes(ops.shape(x))))
 
+    def fold_inputs(self, query: Tensor, value: Tensor, key: Tensor) -> tuple:
+        """Return the three, of which those that are one tensor stay one."""
+        folded = self.fold(value)
+        query = folded if query is value else self.fold(query)
+        return query, folded, folded if key is value else self.fold(key)
+
     def fold_attention_mask(self, mask: Tensor) -> Tensor:
         """Return an attention mask as `(b' or 1, h or 1, t or 1, s or 1)`.
 

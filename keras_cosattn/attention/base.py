@@ -9,15 +9,15 @@ from keras import ops
 
 from keras_cosattn import scope
 from keras_cosattn.attention import refusals
-from keras_cosattn.attention.arguments import optional, own_copy, positive
 from keras_cosattn.attention.call_inputs import CallInputs, check_shapes, differ, read_call
+from keras_cosattn.attention.projections import HeadProjections
 from keras_cosattn.layout import CallLayout
 from keras_cosattn.ops import arrays
 
 Tensor = Any
 
 
-class Attention(keras.layers.Layer):
+class Attention(HeadProjections):
     """Base of the attention layers: a drop-in for `keras.layers.MultiHeadAttention`.
 
     Queries `(b, t, m)` and values `(b, s, m')` are projected to heads, mixed by the variant, and
@@ -34,14 +34,24 @@ class Attention(keras.layers.Layer):
         value_dim: Integer, e, the size of a value head. Defaults to `key_dim`.
         dropout: Float between 0 and 1, the dropout rate in training. Defaults to `0.0`.
         use_bias: Boolean, whether the projections have a bias. Defaults to `True`.
-        output_shape: Integer, the size of the output's last axis. Defaults to that of the query.
+        output_shape: Integer or tuple of integers, the sizes of the output's last axes. Defaults to
+            the size of the query's last axis.
+        attention_axes: Integer or tuple of integers, the axes that attention mixes, for inputs of
+            a rank above 3. Defaults to all axes but the first and the last.
+        sliding_window: Integer w, for `SoftmaxAttention`: a query sees the keys at less than w
+            steps from it. Defaults to `None`, no window.
+        flash_attention: For compatibility with `keras.layers.MultiHeadAttention`; `None` or
+            `False`. Defaults to `None`.
         kernel_initializer: Initializer of the projections' kernels. Defaults to
             `"glorot_uniform"`.
         bias_initializer: Initializer of the projections' biases. Defaults to `"zeros"`.
         kernel_regularizer: Regularizer of the projections' kernels.
         bias_regularizer: Regularizer of the projections' biases.
+        activity_regularizer: Regularizer of the outputs of each projection.
         kernel_constraint: Constraint of the projections' kernels.
         bias_constraint: Constraint of the projections' biases.
+        use_gate: Boolean, whether a sigmoid projection of the query multiplies what the output
+            projection reads (Qiu et al., 2025). Defaults to `False`.
         seed: Integer, the seed of the dropout.
         num_key_value_heads: Integer, the number of key and value heads, each of which is shared by
             a group of query heads (Ainslie et al., 2023). Defaults to `num_heads`.
@@ -77,74 +87,7 @@ class Attention(keras.layers.Layer):
     """
 
     accepts_attention_mask = False
-    accepts_positions: tuple[str, ...] = ()  # of the kinds "rotation", "encoding" and "bias"
-    shares_query_and_key = False  # one projection, named `query`, makes both
     needs_valid_first = False  # `_mix` and `_attend_in_stream` want the valid steps first
-
-    def __init__(
-        self,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int | None = None,
-        dropout: float = 0.0,
-        use_bias: bool = True,
-        output_shape: int | None = None,
-        kernel_initializer: Any = "glorot_uniform",
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        kernel_constraint: Any = None,
-        bias_constraint: Any = None,
-        seed: int | None = None,
-        *,
-        num_key_value_heads: int | None = None,
-        position: Any = None,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.num_heads = positive("num_heads", num_heads)
-        self.key_dim = positive("key_dim", key_dim)
-        self.value_dim = optional(positive, "value_dim", value_dim) or self.key_dim
-        shared = optional(positive, "num_key_value_heads", num_key_value_heads)
-        self.num_key_value_heads = shared or self.num_heads
-        if self.num_heads % self.num_key_value_heads:
-            raise ValueError(
-                "`num_heads` must be a multiple of `num_key_value_heads`. Received: "
-                f"num_heads={num_heads}, num_key_value_heads={num_key_value_heads}"
-            )
-        self.dropout = dropout
-        self.use_bias = use_bias
-        self.output_size = optional(positive, "output_shape", output_shape)
-        self.position = own_copy(position)
-        refusals.check_position(self, self.position)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.bias_constraint = keras.constraints.get(bias_constraint)
-        self.seed = seed
-        self.supports_masking = True
-        self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.sum_dtype)
-
-    def build(self, query_shape, value_shape, key_shape=None):
-        key_shape = value_shape if key_shape is None else key_shape
-        check_shapes(self.name, query_shape, value_shape, key_shape)
-        shared = self.num_key_value_heads
-        self.query_dense = self._heads("query", query_shape, self.num_heads, self.key_dim)
-        if not self.shares_query_and_key:
-            self.key_dense = self._heads("key", key_shape, shared, self.key_dim)
-        self.value_dense = self._heads("value", value_shape, shared, self.value_dim)
-        self.output_dense = keras.layers.EinsumDense(
-            "bthe,hem->btm",
-            output_shape=(None, self.output_size or query_shape[-1]),
-            bias_axes="m" if self.use_bias else None,
-            name="attention_output",
-            **self._projection_options(),
-        )
-        self.output_dense.build((*query_shape[:2], self.num_heads, self.value_dim))
-        if self.position is not None and not self.position.built:
-            self.position.build((*query_shape[:2], self.num_heads, self.key_dim))
 
     @property
     def cannot(self) -> dict[str, str]:
@@ -154,11 +97,6 @@ class Attention(keras.layers.Layer):
         than the values), "packed" (`segment_ids`) and "stream".
         """
         return {}
-
-    @property
-    def sum_dtype(self) -> str:
-        """The dtype of sums, normalisers and states: float32, or float64 in a float64 layer."""
-        return "float64" if self.compute_dtype == "float64" else "float32"
 
     @property
     def sequence_limit(self) -> int | None:
@@ -191,42 +129,19 @@ class Attention(keras.layers.Layer):
         segment_ids=None, **more,
     ):  # fmt: skip
         key = value if key is None else key
-        check_shapes(self.name, query.shape, value.shape, key.shape)
+        axes = check_shapes(self, query.shape, value.shape, key.shape)
         if "cross" in self.cannot and (differ(query, value) or differ(value, key)):
             self.refuse("cross")
         shape = self.compute_output_shape(query.shape, value.shape)
         outputs = keras.KerasTensor(shape, dtype=self.compute_dtype)
         if not return_attention_scores:
             return outputs
-        shape = (query.shape[0], self.num_heads, query.shape[1], value.shape[1])
+        shape = axes.scores_shape(query.shape, value.shape, self.num_heads)
         return outputs, keras.KerasTensor(shape, dtype=self.compute_dtype)
-
-    def compute_output_shape(self, query_shape, value_shape, key_shape=None):
-        return (*query_shape[:2], self.output_size or query_shape[-1])
 
     def refuse(self, use: str) -> None:
         """Raise ValueError with the reason if `cannot` has the use."""
         refusals.refuse(self, use)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "key_dim": self.key_dim,
-            "value_dim": self.value_dim,
-            "num_key_value_heads": self.num_key_value_heads,
-            "dropout": self.dropout,
-            "use_bias": self.use_bias,
-            "output_shape": self.output_size,
-            "position": keras.saving.serialize_keras_object(self.position),
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
-            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
-            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
-            "seed": self.seed,
-        }
 
     def _attend_to(self, inputs: CallInputs, training, return_weights):
         """The output of a call and, if asked for, the weights."""
@@ -234,13 +149,13 @@ class Attention(keras.layers.Layer):
         watch, stream = scope.watching(), scope.current()
         wants_weights = return_weights or watch is not None
         mixed, weights = self._mixed(inputs, stream, training, wants_weights)
-        outputs = self.output_dense(ops.cast(mixed, self.compute_dtype))
+        outputs = inputs.unfold(self.output_dense(mixed))
         if not wants_weights:
             return outputs
         weights = ops.cast(weights, self.compute_dtype)
         if watch is not None:
             watch(self, weights)
-        return (outputs, weights) if return_weights else outputs
+        return (outputs, inputs.unfold_scores(weights)) if return_weights else outputs
 
     def _mixed(self, inputs, stream, training, return_weights):
         """What each query gets, `(b, t, h, e)`, and if asked for the weights `(b, h, t, s)`."""
@@ -258,7 +173,8 @@ class Attention(keras.layers.Layer):
             mixed, weights = self._attend(q, k, v, layout, training, return_weights)
         else:
             mixed = self._attend_in_stream(q, k, v, layout, stream, training)
-        mixed = order.restore_queries(arrays.zero_masked(mixed, layout.query_mask))
+        mixed = arrays.zero_masked(self._gated(inputs.query, mixed), layout.query_mask)
+        mixed = order.restore_queries(mixed)
         return mixed, None if weights is None else order.restore_weights(weights)
 
     def _nothing(self, inputs, return_weights):
@@ -272,12 +188,6 @@ class Attention(keras.layers.Layer):
 
     def _wants_valid_first(self, layout: CallLayout) -> bool:
         return self.needs_valid_first
-
-    def _project(self, query, key, value):
-        """What `_attend` takes: q `(b, t, h, d)`, k `(b, s, hk, d)`, v `(b, s, hk, e)`."""
-        q = self.query_dense(query)
-        k = q if self.shares_query_and_key else self.key_dense(key)
-        return q, k, self.value_dense(value)
 
     def _attend(self, q, k, v, layout, training, return_weights):
         """Mix v over the whole sequence: `(b, t, h, e)` and, if asked for, `(b, h, t, s)`."""
@@ -314,26 +224,3 @@ class Attention(keras.layers.Layer):
             return q, k, None
         bias = self.position.bias(q, q_positions, k_positions)
         return *self.position.encode(q, k, q_positions, k_positions), bias
-
-    def _heads(self, name, shape, heads, size):
-        dense = keras.layers.EinsumDense(
-            "btm,mhd->bthd",
-            output_shape=(None, heads, size),
-            bias_axes="hd" if self.use_bias else None,
-            name=name,
-            **self._projection_options(),
-        )
-        dense.supports_masking = True  # the masks are read before; Keras would warn
-        dense.build(shape)
-        return dense
-
-    def _projection_options(self):
-        return {
-            "kernel_initializer": self.kernel_initializer.clone(),
-            "bias_initializer": self.bias_initializer.clone(),
-            "kernel_regularizer": self.kernel_regularizer,
-            "bias_regularizer": self.bias_regularizer,
-            "kernel_constraint": self.kernel_constraint,
-            "bias_constraint": self.bias_constraint,
-            "dtype": self.dtype_policy,
-        }

@@ -22,8 +22,8 @@ class CachedAttention(Attention):
             length.
     """
 
-    def __init__(self, num_heads, key_dim, *, max_length=None, **kwargs):
-        super().__init__(num_heads, key_dim, **kwargs)
+    def __init__(self, num_heads, key_dim, *args, max_length=None, **kwargs):
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.max_length = optional(positive, "max_length", max_length)
 
     @property

@@ -42,7 +42,7 @@ class ClusteredRoutingAttention(BucketedAttention):
     there are no heads of local attention beside.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`; `seed` is also that of the centroids.
+        num_heads, key_dim, *args, **kwargs: as `Attention`; `seed` is also that of the centroids.
         num_clusters: k, for each head.
         cluster_size: w, and the chunk of the causal form.
         decay: of the centroids' moving averages.
@@ -54,14 +54,14 @@ class ClusteredRoutingAttention(BucketedAttention):
         self,
         num_heads,
         key_dim,
-        *,
+        *args,
         num_clusters=16,
         cluster_size=64,
         decay=0.999,
         strict=True,
         **kwargs,
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.num_clusters = positive("num_clusters", num_clusters)
         self.cluster_size = positive("cluster_size", cluster_size)
         if not 0 <= decay <= 1:

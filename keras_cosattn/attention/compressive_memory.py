@@ -35,7 +35,7 @@ class CompressiveMemoryAttention(Attention):
     back through the memory over all of them.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`.
+        num_heads, key_dim, *args, **kwargs: as `Attention`.
         segment_length: C.
         delta_rule: write only what the memory does not give yet.
     """
@@ -43,8 +43,8 @@ class CompressiveMemoryAttention(Attention):
     accepts_positions = ("rotation", "encoding", "bias")
     needs_valid_first = True
 
-    def __init__(self, num_heads, key_dim, *, segment_length=64, delta_rule=False, **kwargs):
-        super().__init__(num_heads, key_dim, **kwargs)
+    def __init__(self, num_heads, key_dim, *args, segment_length=64, delta_rule=False, **kwargs):
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
         self.delta_rule = delta_rule
 

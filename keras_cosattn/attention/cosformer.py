@@ -38,7 +38,7 @@ class CosFormerAttention(SumsAttention):
     batch.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`.
+        num_heads, key_dim, *args, **kwargs: as `Attention`.
         max_length, horizon: M in steps, at most one of them; the horizon is even.
         chunk_size: steps per chunk of the causal form.
     """
@@ -49,13 +49,13 @@ class CosFormerAttention(SumsAttention):
         self,
         num_heads,
         key_dim,
-        *,
+        *args,
         max_length=None,
         horizon=None,
         chunk_size=CHUNK_SIZE,
         **kwargs,
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         if max_length is not None and horizon is not None:
             raise ValueError(
                 "Give `max_length` for sequences with an end or `horizon` for those without, not "

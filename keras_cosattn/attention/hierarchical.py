@@ -62,7 +62,7 @@ class HierarchicalAttention(Attention):
     has values of its own.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`.
+        num_heads, key_dim, *args, **kwargs: as `Attention`.
         unit_sizes: c_1, c_2, ...: one for each level but the top.
         aggregator: G: "attention" (a learned query for each level), "mean", or a Keras layer
             `(z, c, m) -> (z, m')`, of which each level gets a copy. Places where a unit has no
@@ -82,14 +82,14 @@ class HierarchicalAttention(Attention):
         self,
         num_heads,
         key_dim,
-        *,
+        *args,
         unit_sizes=(16, 16),
         aggregator="attention",
         max_units=None,
         max_length=None,
         **kwargs,
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         if not isinstance(unit_sizes, list | tuple) or not unit_sizes:
             raise ValueError(
                 "`unit_sizes` must be a tuple of at least one size. "

@@ -24,7 +24,7 @@ class LinearAttention(SumsAttention):
     the normaliser (Su et al., 2021, eq. 19); weights can then be negative.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`.
+        num_heads, key_dim, *args, **kwargs: as `Attention`.
         feature_map: phi: `"elu+1"`, `"relu"`, `"squared_relu"`, `"identity"`, `"taylor"` (f =
             (d + 1) (d + 2) / 2), `DPFPFeatures(nu)` (2 d nu), `HedgehogFeatures()` (2 d, learned),
             or a function `(b, t, h, d) -> (b, t, h, f)`, registered with Keras if the layer is to
@@ -35,8 +35,10 @@ class LinearAttention(SumsAttention):
 
     accepts_positions = ("rotation",)
 
-    def __init__(self, num_heads, key_dim, *, feature_map="elu+1", chunk_size=CHUNK_SIZE, **kwargs):
-        super().__init__(num_heads, key_dim, **kwargs)
+    def __init__(
+        self, num_heads, key_dim, *args, feature_map="elu+1", chunk_size=CHUNK_SIZE, **kwargs
+    ):
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.feature_map = feature_map = own_copy(feature_map)
         self.chunk_size = positive("chunk_size", chunk_size)
         self._phi = pointwise_features.get(feature_map)

@@ -28,7 +28,7 @@ class LowRankAttention(Attention):
     head.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`.
+        num_heads, key_dim, *args, **kwargs: as `Attention`.
         max_length: steps that E and F can mix.
         rank: slots.
         share_heads: one E and one F for all heads, else one for each key head. The paper's
@@ -41,7 +41,7 @@ class LowRankAttention(Attention):
         self,
         num_heads,
         key_dim,
-        *,
+        *args,
         max_length,
         rank,
         share_heads=True,
@@ -49,7 +49,7 @@ class LowRankAttention(Attention):
         projection_initializer="lecun_normal",
         **kwargs,
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.max_length = positive("max_length", max_length)
         self.rank = positive("rank", rank)
         self.share_heads = share_heads

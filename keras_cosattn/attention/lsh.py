@@ -34,7 +34,7 @@ class LSHAttention(BucketedAttention):
     in eq. 1; its code takes `q_t . k_s` with unit keys as it is.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`; `seed` is also that of the rotations.
+        num_heads, key_dim, *args, **kwargs: as `Attention`; `seed` is also that of the rotations.
         num_hashes: rounds of hashing.
         num_buckets: in each round, even; or 1, which hashes nothing.
         bucket_size: C, the steps of a chunk.
@@ -44,9 +44,9 @@ class LSHAttention(BucketedAttention):
     own_key_last = True
 
     def __init__(
-        self, num_heads, key_dim, *, num_hashes=4, num_buckets=32, bucket_size=64, **kwargs
+        self, num_heads, key_dim, *args, num_hashes=4, num_buckets=32, bucket_size=64, **kwargs
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.num_hashes = positive("num_hashes", num_hashes)
         self.num_buckets = positive("num_buckets", num_buckets)
         self.bucket_size = positive("bucket_size", bucket_size)

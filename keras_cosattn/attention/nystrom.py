@@ -30,7 +30,7 @@ class NystromAttention(Attention):
     largest of the batch, and so mixes the examples.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`.
+        num_heads, key_dim, *args, **kwargs: as `Attention`.
         num_landmarks: L.
         pinv_iterations: steps towards the Moore-Penrose inverse. Where landmarks are alike, more
             come nearer to it, until about 16: then singular values that are but rounding are
@@ -46,13 +46,13 @@ class NystromAttention(Attention):
         self,
         num_heads,
         key_dim,
-        *,
+        *args,
         num_landmarks=64,
         pinv_iterations=6,
         conv_kernel_size=None,
         **kwargs,
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.num_landmarks = positive("num_landmarks", num_landmarks)
         self.pinv_iterations = positive("pinv_iterations", pinv_iterations)
         self.conv_kernel_size = conv_kernel_size

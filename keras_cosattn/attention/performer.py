@@ -36,7 +36,7 @@ class PerformerAttention(SumsAttention):
     of RFA is fixed, not learned, and its w_i are orthogonal too.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`.
+        num_heads, key_dim, *args, **kwargs: as `Attention`.
         num_random_features: m.
         features: `PositiveFeatures()`, m features, or `TrigonometricFeatures(sigma)`, 2 m; None is
             the former.
@@ -50,13 +50,13 @@ class PerformerAttention(SumsAttention):
         self,
         num_heads,
         key_dim,
-        *,
+        *args,
         num_random_features=256,
         features=None,
         chunk_size=CHUNK_SIZE,
         **kwargs,
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.num_random_features = positive("num_random_features", num_random_features)
         self.features = PositiveFeatures() if features is None else own_copy(features)
         if not isinstance(self.features, PositiveFeatures | TrigonometricFeatures):

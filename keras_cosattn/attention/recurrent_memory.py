@@ -49,7 +49,7 @@ class RecurrentMemoryAttention(Attention):
     never leave it; without N their sum would grow without end.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`.
+        num_heads, key_dim, *args, **kwargs: as `Attention`.
         segment_length: C.
         memory_length: m, in steps; 0 is a segment alone.
         num_memory_tokens: r; with tokens the layer's output is as wide as its input.
@@ -62,13 +62,13 @@ class RecurrentMemoryAttention(Attention):
         self,
         num_heads,
         key_dim,
-        *,
+        *args,
         segment_length=64,
         memory_length=64,
         num_memory_tokens=0,
         **kwargs,
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
         self.memory_length = not_negative("memory_length", memory_length)
         self.num_memory_tokens = not_negative("num_memory_tokens", num_memory_tokens)
@@ -78,11 +78,11 @@ class RecurrentMemoryAttention(Attention):
         if self.num_memory_tokens == 0:
             return
         width = query_shape[-1]
-        if self.output_size not in (None, width):
+        if self.output_sizes not in (None, (width,)):
             raise ValueError(
                 f"{self.name}: memory tokens are of the width of the input, and so is what is "
                 "added to them. Leave out `output_shape`, or use `num_memory_tokens=0`. Received: "
-                f"output_shape={self.output_size}, query.shape={tuple(query_shape)}"
+                f"output_shape={self.output_sizes}, query.shape={tuple(query_shape)}"
             )
         self.memory_tokens = self.add_weight(
             name="memory_tokens",
@@ -221,7 +221,7 @@ class RecurrentMemoryAttention(Attention):
         group = self.num_heads // self.num_key_value_heads
         q = arrays.fold_groups(self.query_dense(ops.cast(x, self.compute_dtype)), group)
         mixed = arrays.unfold_groups(dense.attend(q, k, v, seen)[0], group)
-        new = self.output_dense(ops.cast(mixed, self.compute_dtype))
+        new = self.output_dense(self._gated(x, mixed))
         return ops.reshape(_unit_scale(x + ops.cast(new, x.dtype)), ops.shape(tokens))
 
     def get_config(self):

@@ -69,7 +69,8 @@ class RoutedAttention(Attention):
             first.key_dim,
             first.value_dim,
             num_key_value_heads=first.num_key_value_heads,
-            output_shape=first.output_size,
+            output_shape=first.output_sizes,
+            attention_axes=first.attention_axes,
             **kwargs,
         )
         if top_k is not None and positive("top_k", top_k) > len(paths):
@@ -85,20 +86,22 @@ class RoutedAttention(Attention):
         self.top_k = top_k
         self.load_balancing = load_balancing
         self.route_initializer = keras.initializers.get(route_initializer)
+        own = {"dtype": self.dtype_policy, "attention_axes": None}  # paths get `(b, t, m)`
         self.paths = [
-            type(path).from_config(
-                {**path.get_config(), "name": f"path_{i}", "dtype": self.dtype_policy}
-            )
+            type(path).from_config({**path.get_config(), **own, "name": f"path_{i}"})
             for i, path in enumerate(paths)
         ]
         # Now, for the config of a built layer says more.
         self._path_configs = [keras.saving.serialize_keras_object(path) for path in self.paths]
+        for config in self._path_configs:
+            config["config"]["attention_axes"] = self.attention_axes
         self.accepts_attention_mask = all(path.accepts_attention_mask for path in self.paths)
 
     def build(self, query_shape, value_shape, key_shape=None):
-        check_shapes(self.name, query_shape, value_shape, key_shape or value_shape)
+        shapes = query_shape, value_shape, key_shape or value_shape
+        axes = check_shapes(self, *shapes)
         for path in self.paths:
-            path.build(query_shape, value_shape, key_shape)
+            path.build(*map(axes.fold_shape, shapes))
         self.route_kernel = self.add_weight(
             name="route_kernel",
             shape=(query_shape[-1], len(self.paths)),
@@ -148,7 +151,7 @@ class RoutedAttention(Attention):
                 attention_mask=layout.attention_mask,
                 return_attention_scores=with_scores,
                 training=training,
-                use_causal_mask=use_causal_mask,
+                use_causal_mask=layout.causal,
                 segment_ids=layout.segments,
             )
             for path in self.paths
@@ -156,7 +159,7 @@ class RoutedAttention(Attention):
         outputs = [y[0] if with_scores else y for y in found]
         outputs = ops.stack([arrays.accumulate(y) for y in outputs], axis=2)  # (b, t, p, m)
         routes = self._route(query, outputs, layout.query_mask, training)
-        returned = [routing.mix(routes, outputs)]
+        returned = [inputs.unfold(routing.mix(routes, outputs))]
         if with_scores:
             weights = sum(
                 ops.expand_dims(routes[..., p], (1, 3)) * arrays.accumulate(w)
@@ -165,9 +168,9 @@ class RoutedAttention(Attention):
         if watch is not None:
             watch(self, ops.cast(weights, self.compute_dtype))
         if return_attention_scores:
-            returned.append(weights)
+            returned.append(inputs.unfold_scores(weights))
         if return_route_weights:
-            returned.append(routes)
+            returned.append(inputs.unfold(routes))
         returned = tuple(ops.cast(x, self.compute_dtype) for x in returned)
         return returned if len(returned) > 1 else returned[0]
 
@@ -184,7 +187,7 @@ class RoutedAttention(Attention):
         outputs = super().compute_output_spec(query, *args, **kwargs)
         if not return_route_weights:
             return outputs
-        shape = (*query.shape[:2], len(self.paths))
+        shape = (*query.shape[:-1], len(self.paths))
         routes = keras.KerasTensor(shape, dtype=self.compute_dtype)
         return (*(outputs if isinstance(outputs, tuple) else (outputs,)), routes)
 
@@ -224,11 +227,20 @@ def _check_paths(paths, others):
             "`paths` must be attention layers of keras_cosattn, such as "
             f"[CosFormerAttention(4, 64), SoftmaxAttention(4, 64)]. Received: paths={paths!r}"
         )
-    for name in ("num_heads", "output_size"):
-        found = [getattr(path, name) for path in paths]
+    names = {
+        "num_heads": "num_heads",
+        "output_shape": "output_sizes",
+        "attention_axes": "attention_axes",
+    }
+    for name, attribute in names.items():
+        found = [getattr(path, attribute) for path in paths]
         if len(set(found)) > 1:
-            name = name.replace("output_size", "output_shape")
             raise ValueError(f"The paths must agree in `{name}`. Received: {name}={found}")
+    if len(paths[0].output_sizes or ()) > 1:
+        raise ValueError(
+            "The outputs of the paths must have one axis of features. "
+            f"Received: output_shape={paths[0].output_sizes}"
+        )
     theirs = set(others) & (set(Attention(1, 1).get_config()) - {"name", "trainable", "dtype"})
     if theirs:
         raise ValueError(

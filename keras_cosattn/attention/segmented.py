@@ -47,7 +47,7 @@ class SegmentedAttention(Attention):
     of its key would; it is "proportional attention", Bolya et al., 2023 (Token Merging), eq. 1.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`.
+        num_heads, key_dim, *args, **kwargs: as `Attention`.
         segment_length: C.
         look_back: w, in segments; both ways the view goes as far ahead.
         summaries: None, "mean" or "attention".
@@ -62,14 +62,14 @@ class SegmentedAttention(Attention):
         self,
         num_heads,
         key_dim,
-        *,
+        *args,
         segment_length=64,
         look_back=0,
         summaries=None,
         max_length=None,
         **kwargs,
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
         if summaries not in SUMMARIES:
             raise ValueError(
