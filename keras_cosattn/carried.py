@@ -1,54 +1,71 @@
-"""Training by segments: each batch goes on where the one before it ended."""
+"""Training by segments: each batch continues where the batch before it ended."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_cosattn import scope
+from keras_cosattn import scope, state_checks
 from keras_cosattn.streaming import Streaming
+
+Tensor = Any
+Nest = Any  # a tensor, or lists, tuples and dicts of tensors
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class CarriedState(keras.Model):
-    """A model whose state is carried from batch to batch, for streams cut into segments.
+    """Train a model on long streams by segments, with its state carried from batch to batch.
 
-    ```python
-    carried = CarriedState(model, batch_size=8)
-    carried.compile("adam", "mse")
-    carried.fit(segments)  # batch i: step i n to (i + 1) n of 8 streams, in order
-    Streaming(model)  # the trained model
-    ```
+    Outputs are those of `model` on the whole streams. Gradients stop where a batch begins
+    (truncated backpropagation through time, as with `stateful=True` in Keras's recurrent layers).
+    So the cost of a batch is that of its own steps, and memory does not grow with the streams.
+    `model` shares the weights.
 
-    Outputs are those of `model` on the whole streams; gradients stop where a batch begins
-    (truncated backpropagation through time, as `stateful=True` of Keras's recurrent layers). So a
-    batch costs its own steps only, and memory does not grow with the streams. `model` shares the
-    weights. The state is kept in variables: `fit`, `evaluate`, `predict` and calls all go on from
-    it and change it, and it is saved with the weights. Dai et al., 2019, section 3.2.
+    There are two states, and both are saved with the weights. Calls with `training=True` (`fit`,
+    `train_on_batch`) continue from the training state and change it. All other calls continue from
+    the evaluation state and change it. `evaluate`, so also `validation_data`, and `predict` first
+    set the evaluation state to zeros: they read streams from the start, and training goes on as
+    if they had not been called.
+
+    A stream longer than a layer's `max_length` raises an error; see `Streaming`. With
+    `jit_compile=True`, which `compile` chooses where it can, nothing can be raised, and outputs
+    beyond the limit are finite, but not those of `model`. Call `reset_state` in time.
 
     Args:
-        model: what `Streaming` takes, functional or sequential.
-        batch_size: b, the number of streams. Every batch must have it: `shuffle=False`, and no
-            smaller batch at the end.
+        model: What `Streaming` takes, functional or sequential.
+        batch_size: int, the number of streams. Every batch must have this size: use
+            `shuffle=False`, and no smaller batch at the end.
+        **kwargs: As for `keras.Model`, such as `name`.
 
-    A stream that is longer than a layer's `max_length` gives NaN: `reset_state` in time.
+    Reference:
+
+    - [Dai et al., 2019, section 3.2](https://arxiv.org/abs/1901.02860)
+
+    Example:
+    Batch i holds the steps from `6 * i` to `6 * (i + 1)` of four streams.
+
+    >>> x = keras.Input((None, 2))
+    >>> model = keras.Model(x, keras_cosattn.RunningMean()(x))
+    >>> carried = keras_cosattn.CarriedState(model, batch_size=4)
+    >>> carried.compile("adam", "mse")
+    >>> segments = np.ones((5 * 4, 6, 2), "float32")
+    >>> history = carried.fit(segments, segments, batch_size=4, shuffle=False, verbose=0)
+    >>> int(carried.carried["running_mean_0_position"][0])
+    30
+    >>> stream = keras_cosattn.Streaming(model)  # the trained model
     """
 
-    def __init__(self, model, batch_size, **kwargs):
+    def __init__(self, model: keras.Model, batch_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model, self.batch_size = model, batch_size
-        self.carried = {
-            name: self.add_weight(
-                name=name,
-                shape=(batch_size, *shape),
-                dtype=dtype,
-                initializer="zeros",
-                trainable=False,
-                autocast=False,
-            )
-            for name, (shape, dtype) in Streaming(model).state_spec.items()
-        }
+        spec = Streaming(model).state_spec
+        self.carried = self._zeros(spec)
+        self.carried_in_evaluation = self._zeros(spec, "evaluation_")
         self.built = True
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Nest, training: bool | None = None) -> Nest:
         b = keras.tree.flatten(inputs)[0].shape[0]
         if b not in (None, self.batch_size):
             raise ValueError(
@@ -56,22 +73,34 @@ class CarriedState(keras.Model):
                 f"must have {self.batch_size} examples. Received: a batch of {b}. Give `fit` "
                 f"batches of that size in the order of time, with `shuffle=False`."
             )
-        state = {name: ops.convert_to_tensor(x) for name, x in self.carried.items()}
+        carried = self.carried if training else self.carried_in_evaluation
+        state = {name: ops.convert_to_tensor(x) for name, x in carried.items()}
         with scope.opened(scope.Stream(state)) as stream:
             outputs = self.model(inputs, training=training)
-        for name, x in stream.next_state.items():
-            self.carried[name].assign(ops.stop_gradient(x))
+        outputs, state = state_checks.check_end(stream, outputs, self.name)
+        for name, x in state.items():
+            carried[name].assign(ops.stop_gradient(x))
         return outputs
 
-    def reset_state(self):
-        """Begin all streams again."""
-        for x in self.carried.values():
-            x.assign(ops.zeros(x.shape, x.dtype))
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate on streams from their start. Arguments as in `keras.Model.evaluate`."""
+        _set_to_zeros(self.carried_in_evaluation)
+        return super().evaluate(*args, **kwargs)
 
-    def compute_output_spec(self, inputs, training=None):
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict for streams from their start. Arguments as in `keras.Model.predict`."""
+        _set_to_zeros(self.carried_in_evaluation)
+        return super().predict(*args, **kwargs)
+
+    def reset_state(self) -> None:
+        """Set both states to zeros, so that all streams start again."""
+        _set_to_zeros(self.carried)
+        _set_to_zeros(self.carried_in_evaluation)
+
+    def compute_output_spec(self, inputs: Nest, training: bool | None = None) -> Nest:
         return self.model.compute_output_spec(inputs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "model": keras.saving.serialize_keras_object(self.model),
             "batch_size": self.batch_size,
@@ -79,6 +108,24 @@ class CarriedState(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
-        model = keras.saving.deserialize_keras_object(config["model"])
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> CarriedState:
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
         return cls(**{**config, "model": model})
+
+    def _zeros(self, spec, prefix=""):
+        return {
+            name: self.add_weight(
+                name=f"{prefix}{name}",
+                shape=(self.batch_size, *shape),
+                dtype=dtype,
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+            )
+            for name, (shape, dtype) in spec.items()
+        }
+
+
+def _set_to_zeros(variables):
+    for x in variables.values():
+        x.assign(ops.zeros(x.shape, x.dtype))

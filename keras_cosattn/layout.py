@@ -8,7 +8,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, timesteps
+from keras_cosattn.ops import timesteps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +52,18 @@ class CallLayout:
             return self.query_positions
         return timesteps.positions(self.key_steps, self.key_mask, self.segments)
 
-    def longest(self) -> Any:
-        """Return the number of valid steps of the longest sequence, an integer or a tensor."""
-        masked = self.query_mask is not None or self.key_mask is not None
-        if self.segments is None and not masked:
-            return arrays.maximum(self.query_steps, self.key_steps)
-        counts = [
-            timesteps.count_valid(steps, mask, self.segments)
-            for steps, mask in (
-                (self.query_steps, self.query_mask),
-                (self.key_steps, self.key_mask),
-            )
-        ]
-        return ops.max(ops.concatenate([ops.max(count, axis=1) for count in counts]))
+    def longest_queries(self) -> Any:
+        """Return the largest number of valid queries of one sequence, an integer or a tensor."""
+        return self._longest(self.query_steps, self.query_mask)
+
+    def longest_keys(self) -> Any:
+        """Return the largest number of valid keys of one sequence, an integer or a tensor."""
+        return self._longest(self.key_steps, self.key_mask)
+
+    def _longest(self, steps, mask):
+        if self.segments is None and mask is None:
+            return steps
+        return ops.max(timesteps.count_valid(steps, mask, self.segments))
 
     def pair_mask(self) -> Any:
         """Return which keys each query sees, boolean `(b, 1 or h, t, s)`. None means all."""

@@ -1,20 +1,34 @@
-"""Does a model give the same in pieces as in one call? If not, which layer is the reason?"""
+"""Compare a model's outputs on a whole input and in pieces, and find the layer that differs."""
+
+from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+Tensor = Any
+Nest = Any  # a tensor, or lists, tuples and dicts of tensors
+
 TOLERANCES = {"float16": 2e-2, "bfloat16": 1e-1}  # 11 and 8 bits, through a few layers
 FLOAT_TOLERANCE = 1e-4  # some hundred roundings of float32
 
 
-def random_inputs(model, steps):
-    """Two examples of random steps for a functional or sequential model.
+def random_inputs(model: keras.Model, steps: int) -> Nest:
+    """Return a random input of two examples for a functional or sequential model.
 
-    As many steps as asked for, unless the model fixes their number. Integers are zeros and ones.
-    Raises ValueError if the model does not tell its inputs.
+    Args:
+        model: the model. Where it fixes a size, the input has that size.
+        steps: int, the number of steps, where the model does not fix it.
+
+    Returns:
+        Tensors as the model takes them. Integers are zeros and ones.
+
+    Raises:
+        ValueError: If the model is subclassed, so that its inputs are unknown.
     """
     if not getattr(model, "inputs", None):
         raise ValueError(
@@ -33,17 +47,23 @@ def random_inputs(model, steps):
     return keras.tree.map_structure(draw, declared_input(model))
 
 
-def declared_input(model):
-    """What a functional or sequential model takes; None for a subclassed one."""
+def declared_input(model: keras.Model) -> Nest | None:
+    """Return the symbolic inputs of a functional or sequential model, `None` for a subclassed."""
     if isinstance(model, keras.Sequential):
         return model.inputs[0]  # its `input` raises, though it has been called (Keras 3.15)
     return model.input if getattr(model, "inputs", None) else None
 
 
-def difference(whole, pieces):
-    """The largest difference between outputs and their pieces, relative to the largest output.
+def difference(whole: Nest, pieces: Iterable[Nest]) -> float:
+    """Return the largest difference, relative to the largest output.
 
-    inf where the pieces do not add up to the whole in time, the second axis.
+    Args:
+        whole: tensors `(b, t, ...)`.
+        pieces: parts of the same tensors, cut along the second axis.
+
+    Returns:
+        A float; infinity where one of the two has NaN, or infinity and the other has not, and
+        where the pieces do not have the length of the whole.
     """
     worst = 0.0
     for x, *parts in zip(*(keras.tree.flatten(nest) for nest in (whole, *pieces)), strict=True):
@@ -53,25 +73,38 @@ def difference(whole, pieces):
         if joined.shape != tuple(x.shape):
             return np.inf
         x = _numpy(x)
-        worst = max(worst, np.abs(joined - x).max() / max(np.abs(x).max(), 1e-6))
+        differ = joined != x
+        largest = np.abs(x[np.isfinite(x)]).max(initial=1e-6)
+        error = np.abs(joined[differ] - x[differ]).max(initial=0.0) / largest
+        worst = max(worst, error if np.isfinite(error) else np.inf)
     return worst
 
 
-def tolerance(model):
-    """How far pieces may be from the whole, for the model's precision."""
-    return TOLERANCES.get(model.compute_dtype, FLOAT_TOLERANCE)
+def has_nan(nest: Nest) -> bool:
+    """Return whether a tensor holds NaN."""
+    return any(np.isnan(_numpy(x)).any() for x in keras.tree.flatten(nest))
 
 
-def reason(model, run_whole, run_pieces):
-    """The first layer that gets the same input in pieces as in one call, and gives another output.
+def tolerance(model: keras.Model) -> float:
+    """Return the largest difference that the precision of the model's layers explains."""
+    dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
+    return max(TOLERANCES.get(dtype, FLOAT_TOLERANCE) for dtype in dtypes)
+
+
+def reason(
+    model: keras.Model, run_whole: Callable[[], Any], run_pieces: Callable[[], Iterable[Any]]
+) -> keras.layers.Layer | None:
+    """Return the first layer with the same input, but another output, in pieces.
 
     Args:
         model: the model.
         run_whole: function that calls it once.
-        run_pieces: generator function that calls it on one piece after the other.
+        run_pieces: generator function that calls it once for each piece.
 
-    Returns the layer, or None if it is none of `model.layers` (nor of models among them).
+    Returns:
+        A layer among `model.layers`, or among those of its submodels. `None` if none differs.
     """
+    limit = tolerance(model)
     with _recorded(model) as calls:
         run_whole()
     whole, pieces = list(calls), []
@@ -80,7 +113,6 @@ def reason(model, run_whole, run_pieces):
             pieces.append(list(calls))
             calls.clear()
     for (layer, inputs, outputs), *parts in zip(whole, *pieces, strict=False):
-        limit = tolerance(model)
         if difference(inputs, [part[1] for part in parts]) > limit:
             continue
         if difference(outputs, [part[2] for part in parts]) > limit:
@@ -89,19 +121,21 @@ def reason(model, run_whole, run_pieces):
 
 
 @contextlib.contextmanager
-def _recorded(model):
-    """A list that fills with (layer, tensors in, tensors out) while the model is called."""
-    calls = []
+def _recorded(model: keras.Model) -> Iterator[list[tuple[keras.layers.Layer, list, Nest]]]:
+    """Yield a list that fills with (layer, tensors in, tensors out) while the model is called."""
+    calls: list[tuple[keras.layers.Layer, list, Nest]] = []
 
     def recorder(layer, call):
         def record(*args, **kwargs):
             outputs = call(*args, **kwargs)
-            calls.append((layer, [x for x in args if ops.is_tensor(x)], outputs))
+            inputs = filter(ops.is_tensor, keras.tree.flatten((args, kwargs)))
+            calls.append((layer, list(inputs), outputs))
             return outputs
 
         return record
 
-    layers = list(_layers(model))
+    layers = {id(layer): layer for layer in _layers(model)}.values()  # each one once
+    own = {id(layer): vars(layer)["call"] for layer in layers if "call" in vars(layer)}
     for layer in layers:
         layer.call = recorder(layer, layer.call)
     try:
@@ -109,9 +143,11 @@ def _recorded(model):
     finally:
         for layer in layers:
             del layer.call
+            if id(layer) in own:
+                layer.call = own[id(layer)]
 
 
-def _layers(model):
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _layers(layer)
@@ -119,5 +155,5 @@ def _layers(model):
             yield layer
 
 
-def _numpy(x):
-    return ops.convert_to_numpy(ops.cast(x, "float64"))
+def _numpy(x: Tensor) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(x)).astype("float64")

@@ -1,198 +1,262 @@
 """Any Keras model of causal layers as `(x, state) -> (y, state)`."""
 
+from __future__ import annotations
+
 import math
 import os
-import pathlib
-import tempfile
-import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_cosattn import probe, scope
+from keras_cosattn import fingerprint, probe, scope, state_checks, state_file
+from keras_cosattn.constant_inputs import ConstantInputs
+from keras_cosattn.ops import arrays
+
+Tensor = Any
+Nest = Any  # a tensor, or lists, tuples and dicts of tensors
 
 PIECES = (5, 1, 1, 3, 2)
-"""How the check cuts its sample: a stretch of several steps, single steps, more of both."""
+"""Lengths of the pieces in which the check reads its sample: one step, and several."""
 
 
 class Streaming:
-    """A model that reads its input piece by piece, with everything it remembers in `state`.
+    """Call a model on one piece of its input after another.
 
-    ```python
-    stream = Streaming(model)
-    state = stream.initial_state(batch_size=1)
-    y, state = stream(x, state)  # x: (1, t, ...), any t, also 1
-    ```
+    The outputs are those of `model` on the whole input. Everything that the model has to remember
+    is in `state`, which is passed in and returned. The model keeps nothing, so many streams can
+    share it. The call is a pure function: `tf.function` and `jax.jit` compile it.
 
-    The outputs are those of `model` on the whole input. State goes in and comes out; nothing is
-    kept on the model, so many streams can share it. The call is a pure function: wrap it in
-    `tf.function` or `jax.jit` to make it fast.
+    Only causal layers can stream. This package's attention layers (called with
+    `use_causal_mask=True`), `TransformerDecoder`, `CausalConv1D`, `CausalDepthwiseConv1D`,
+    `PositionEmbedding`, `Sinusoidal` and `RunningMean` do. Layers that treat each step alone
+    (dense layers, norms, embeddings, activations) need nothing. The constructor checks this: it
+    runs the model on a random input whole and in pieces.
 
-    Every look back in time has to go through layers that can stream: this package's attention
-    layers (called with `use_causal_mask=True`), `TransformerDecoder`, `CausalConv1D`,
-    `CausalDepthwiseConv1D`, `PositionEmbedding` and `RunningMean`. Layers that treat each step
-    alone (dense layers, norms, embeddings, activations) need nothing. This is tested here, once,
-    by running the model on a random input whole and in pieces.
+    A state is full after `max_steps` steps. One more step raises a ValueError, also while
+    `tf.function` traces if the number is known; a TensorFlow graph has an assertion. XLA and
+    `jax.jit` cannot raise: there the outputs stay finite, but are not those of the model.
 
     Args:
-        model: a built Keras model, functional, sequential or subclassed, whose inputs and outputs
-            have time as their second axis, with length None.
-        sample: an input for that test, best of 2 examples and 12 steps; needed for a subclassed
-            model, for one that takes fewer steps, and where random numbers would not do (integer
-            inputs are otherwise tested with zeros and ones).
-        means: keep sums without end (LinearAttention, PerformerAttention, the memory of
-            CompressiveMemoryAttention) as means over the steps so far. The outputs are the same,
-            and the state stays in the range of float16, for devices that compute in it. There a
-            step changes a mean of n steps by about 1 / n of it, which float16 rounds away after
-            some 2^11 steps: for streams without end `CosFormerAttention(horizon=M)`, whose sums
-            run over at most M steps, keeps seeing the last ones.
+        model: A built Keras model, functional, sequential or subclassed. Its inputs and outputs
+            have time as their second axis, with length `None`.
+        sample: Input of the model for the check, best of 2 examples and 12 steps. Needed for a
+            subclassed model, and where random numbers do not fit (for integer inputs the check
+            uses zeros and ones). Defaults to `None`, a random input.
+        means: bool. Whether to keep means over the steps so far in place of sums that grow without
+            bound (LinearAttention, PerformerAttention, the memory of CompressiveMemoryAttention).
+            The outputs are the same, and the state stays in the range of float16. In float16 a
+            mean of n steps stops changing after about 2^11 steps; for endless streams use
+            `CosFormerAttention(horizon=M)`, whose sums are over at most M steps. Defaults to
+            `False`.
+        constants: Strings, the names of inputs of a functional model that are the same at every
+            step, such as an encoder's outputs. They are given to `initial_state` and not to the
+            call. Attention layers that are not causal attend to them: their keys and values are a
+            part of the state, so a stream has as many encoder steps as the sample. Defaults to
+            `()`.
 
     Attributes:
-        state_spec: dict name -> (shape without the batch axis, dtype).
-        state_bytes: size of one example's state.
-        max_steps: steps after which the state is full; None if the stream has no end.
+        state_spec: dict of the name of a tensor to its shape without the batch axis, and dtype.
+        state_bytes: int, the size of one example's state.
+        max_steps: int, the number of steps after which a state is full. `None` if there is none.
 
     Raises:
-        ValueError: if the model cannot stream, with the name of the layer that is the reason.
+        ValueError: If the model cannot stream. The message names the layer and the reason.
+
+    Example:
+    >>> x = keras.Input((None, 4))
+    >>> model = keras.Model(x, keras_cosattn.CausalConv1D(8, 3)(x))
+    >>> stream = keras_cosattn.Streaming(model)
+    >>> state = stream.initial_state(batch_size=1)
+    >>> y, state = stream(np.ones((1, 5, 4), "float32"), state)
+    >>> y, state = stream(np.ones((1, 1, 4), "float32"), state)
+    >>> tuple(y.shape)
+    (1, 1, 8)
     """
 
-    def __init__(self, model, sample=None, means=False):
+    state_spec: state_checks.Spec
+    state_bytes: int
+    max_steps: int | None
+
+    def __init__(
+        self,
+        model: keras.Model,
+        sample: Nest | None = None,
+        means: bool = False,
+        constants: Sequence[str] = (),
+    ) -> None:
         if not model.built:
             raise ValueError("The model is not built. Call it once on an input, then stream it.")
         self.model, self.means = model, means
+        self.constants = ConstantInputs(model, constants)
         for spec in getattr(model, "inputs", None) or ():
+            if spec.name in self.constants.names:
+                continue
             if len(spec.shape) < 2 or spec.shape[1] is not None:
                 raise ValueError(
                     f"'{model.name}' cannot stream: it must take inputs of any length, such as "
                     f"Input((None, features)). Received: '{spec.name}' of shape {spec.shape}"
                 )
         sample = probe.random_inputs(model, sum(PIECES)) if sample is None else sample
-        sample = keras.tree.map_structure(lambda x: x[:2, : sum(PIECES)], sample)
-        self._learn_state(sample)
-        self._compare(sample)
+        sample = keras.tree.map_structure(lambda x: x[:2], sample)
+        sample, fixed = self.constants.split(sample)
+        self._learn_state(keras.tree.map_structure(lambda x: x[:, :1], sample), fixed)
+        steps = min(sum(PIECES), self.max_steps or sum(PIECES))
+        self._compare(keras.tree.map_structure(lambda x: x[:, :steps], sample), fixed)
 
-    def __call__(self, inputs, state, mask=None):
-        """Outputs for the next steps, and the new state.
+    def __call__(
+        self, inputs: Nest, state: Mapping[str, Tensor], mask: Tensor | None = None
+    ) -> tuple[Nest, dict[str, Tensor]]:
+        """Compute the outputs for the next steps.
 
         Args:
-            inputs: as the model's, `(b, t, ...)`.
-            state: what `initial_state` or the last call returned.
-            mask: bool `(b, t)`, False where an example has no step: its state does not change
-                there, and its output is not meant to be read. None is all True.
+            inputs: As the model's, `(b, t, ...)`. There may be any number of steps, also 0.
+            state: What `initial_state` or the last call returned.
+            mask: Boolean `(b, t)`, `False` where an example has no step. There its inputs may hold
+                anything, its state does not change, and its outputs have no meaning. Defaults to
+                `None`, all `True`.
 
-        Raises ValueError for a state of another model or batch size, and at the end of a stream
-        of `max_steps`. (Inside `tf.function` or `jax.jit` that end cannot be seen: there the
-        outputs beyond it are NaN.)
+        Returns:
+            A tuple of the outputs and the new state.
+
+        Raises:
+            ValueError: If the state is full, or of another model or batch size.
         """
-        b, t = keras.tree.flatten(inputs)[0].shape[:2]
-        self._check_state(state, b)
+        first = keras.tree.flatten(inputs)[0]
+        b, t = first.shape[:2]
+        state_checks.check_state(state, self.state_spec, self.model.name, b)
+        if t == 0:
+            return self._no_steps(inputs, state), dict(state)
         if mask is not None:
-            mask = ops.cast(mask, "bool")
-            if len(mask.shape) != 2 or mask.shape[1] not in (t, None):
-                raise ValueError(
-                    f"`mask` must have shape (batch, steps) = ({b}, {t}). "
-                    f"Received: mask.shape={tuple(mask.shape)}"
-                )
-        self._check_end(state, t if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1))
-        return self._step(inputs, state, mask)
+            mask = state_checks.checked_mask(mask, b, t)
+            inputs = keras.tree.map_structure(lambda x: _zero_masked(x, mask), inputs)
+        outputs, stream = self._call_in_stream(inputs, state, mask)
+        return state_checks.check_end(stream, outputs, self.model.name)
 
-    def initial_state(self, batch_size):
-        """The state before the first step: zeros."""
-        return {
+    def initial_state(
+        self, batch_size: int, constants: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the state before the first step: zeros, and what the constant inputs become.
+
+        Args:
+            batch_size: int, the number of examples.
+            constants: dict of the names of the constant inputs to their values. Defaults to
+                `None`, for a model without such inputs.
+        """
+        state = {
             name: ops.zeros((batch_size, *shape), dtype)
             for name, (shape, dtype) in self.state_spec.items()
         }
+        fixed = self.constants.check(constants or {}, batch_size)
+        if not fixed:
+            return state
+        _, stream = self._call_in_stream(self.constants.first_step(batch_size), None, fixed=fixed)
+        return state | state_checks.constant_part(stream)
 
-    def reset(self, state, examples=None):
-        """The state with `examples` at their start again, even if they held NaN.
+    def reset(
+        self, state: Mapping[str, Tensor], examples: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the state with some examples at their start again, also from NaN.
 
         Args:
-            state: a state of b examples.
-            examples: bool `(b,)`, True for those to reset; None is all.
+            state: A state of b examples.
+            examples: Boolean `(b,)`, `True` for the examples to reset. Defaults to `None`, all.
         """
-        self._check_state(state, None)
+        state_checks.check_state(state, self.state_spec, self.model.name)
         if examples is None:
-            return keras.tree.map_structure(ops.zeros_like, state)
-        examples = ops.cast(examples, "bool")
-
-        def reset_one(x):
-            which = ops.reshape(examples, (-1,) + (1,) * (len(x.shape) - 1))
-            return ops.where(which, ops.zeros_like(x), x)
-
-        return {name: reset_one(x) for name, x in state.items()}
-
-    def save(self, state, path):
-        """Write a state to `path` (`.npz`), whole or not at all."""
-        self._check_state(state, None)
-        path = pathlib.Path(path)
-        arrays = {name: ops.convert_to_numpy(x) for name, x in state.items()}
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
-
-    def load(self, path):
-        """A state that `save` wrote. Raises ValueError if it is damaged or another model's."""
-        try:
-            with np.load(path) as file:
-                state = {name: file[name] for name in file.files}
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise ValueError(f"{path} is not a state that `save` wrote, or damaged.") from error
-        self._check_state(state, None)
-        return {name: ops.convert_to_tensor(x) for name, x in state.items()}
-
-    def _step(self, inputs, state, mask=None):
-        with scope.opened(scope.Stream(state, mask, self.means)) as stream:
-            outputs = self.model(inputs, training=False)
-        return outputs, stream.next_state
-
-    def _learn_state(self, sample):
-        """Find the state's names and shapes by stepping once from nothing."""
-        first = keras.tree.map_structure(lambda x: x[:, :1], sample)
-        filtering = keras.config.is_traceback_filtering_enabled()
-        keras.config.disable_traceback_filtering()  # it wraps the layer's message in its arguments
-        try:
-            with scope.opened(scope.Stream(means=self.means)) as stream:
-                self.model(first, training=False)
-        except ValueError as error:
-            raise ValueError(f"'{self.model.name}' cannot stream: {error}") from error
-        finally:
-            if filtering:
-                keras.config.enable_traceback_filtering()
-        self.state_spec = {
-            name: (tuple(x.shape[1:]), keras.backend.standardize_dtype(x.dtype))
-            for name, x in stream.next_state.items()
+            return {name: ops.zeros_like(x) for name, x in state.items()}
+        kept = ops.logical_not(ops.cast(examples, "bool"))
+        return {
+            name: arrays.zero_masked(ops.expand_dims(x, 1), ops.expand_dims(kept, 1))[:, 0]
+            for name, x in state.items()
         }
+
+    def save(self, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+        """Write a state to a file, completely or not at all.
+
+        The file also identifies the model, by its architecture and weights. That takes the time of
+        reading all weights.
+
+        Args:
+            state: A state of this model.
+            path: The file, `.npz`. An old one is replaced.
+        """
+        state_checks.check_state(state, self.state_spec, self.model.name)
+        values = {name: ops.convert_to_numpy(x) for name, x in state.items()}
+        state_file.write(path, values, fingerprint.fingerprint(self.model))
+
+    def load(self, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+        """Return a state that `save` wrote.
+
+        A state belongs to the weights that computed it, so it cannot be loaded after more
+        training. Names, dropout and other settings that only act in training may differ.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: If the file is damaged, or the state is of a model with another
+                architecture or other weights.
+        """
+        values, saved = state_file.read(path)
+        state_checks.check_state(values, self.state_spec, self.model.name)
+        state_checks.check_model(saved, fingerprint.fingerprint(self.model), self.model.name, path)
+        return {name: ops.convert_to_tensor(x) for name, x in values.items()}
+
+    def _call_in_stream(self, inputs, state, mask=None, fixed=None):
+        """Call the model on its next steps; with `fixed`, on its constant inputs too."""
+        kind = None
+        if self.constants.names:
+            kind = "read" if fixed is None else "write"
+            inputs = self.constants.join(inputs, fixed)
+        with scope.opened(scope.Stream(state, mask, self.means, kind)) as stream:
+            outputs = self.model(inputs, training=False)
+        return outputs, stream
+
+    def _no_steps(self, inputs, state):
+        """Return outputs without steps. One masked step gives their shapes and dtypes."""
+
+        def one_step(x):
+            return ops.zeros((ops.shape(x)[0], 1, *x.shape[2:]), x.dtype)
+
+        inputs = keras.tree.map_structure(one_step, inputs)
+        mask = ops.zeros(ops.shape(keras.tree.flatten(inputs)[0])[:2], "bool")
+        outputs, _ = self._call_in_stream(inputs, state, mask)
+        return keras.tree.map_structure(lambda y: y[:, :0], outputs)
+
+    def _learn_state(self, first_step, fixed):
+        """Learn the state's names, shapes, dtypes and limits by one step from zeros."""
+        try:
+            _, stream = self._call_in_stream(first_step, None, fixed=fixed or None)
+        except ValueError as error:
+            message = _original(error)
+            raise ValueError(f"'{self.model.name}' cannot stream: {message}") from error
+        self.state_spec = state_checks.spec_of(stream.next_state)
         self.state_bytes = sum(
             math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.state_spec.values()
         )
-        self._limits = stream.limits
         self.max_steps = min(stream.limits.values(), default=None)
 
-    def _compare(self, sample):
-        """Run `sample` whole and in pieces. Raises ValueError if they differ."""
-        batch, length = keras.tree.flatten(sample)[0].shape[:2]
-        ends = np.minimum(np.cumsum(PIECES), length)
-        pieces = np.diff(ends, prepend=0).tolist()
+    def _compare(self, sample, fixed):
+        """Run `sample` whole and in pieces. Raises ValueError if the outputs differ."""
 
         def run_whole():
-            return self.model(sample, training=False)
+            whole = self.constants.join(sample, fixed) if fixed else sample
+            return self.model(whole, training=False)
 
         def run_pieces():
-            state, start = self.initial_state(batch), 0
-            for n in filter(None, pieces):
-                piece = keras.tree.map_structure(lambda x, a=start, n=n: x[:, a : a + n], sample)
-                outputs, state = self._step(piece, state)
-                yield outputs
-                start += n
+            return self._run_pieces(sample, fixed)
 
-        if probe.difference(run_whole(), list(run_pieces())) <= probe.tolerance(self.model):
+        whole = run_whole()
+        if probe.difference(whole, list(run_pieces())) <= probe.tolerance(self.model):
             return
+        if probe.has_nan(whole):
+            raise ValueError(
+                f"'{self.model.name}' cannot be checked: its outputs on the test input hold NaN. "
+                "Check its weights, or give a `sample`."
+            )
         layer = probe.reason(self.model, run_whole, run_pieces)
         where = (
             f"its layer '{layer.name}' ({type(layer).__name__})"
@@ -206,40 +270,28 @@ class Streaming:
             "CausalDepthwiseConv1D, PositionEmbedding, RunningMean) where steps are mixed."
         )
 
-    def _check_state(self, state, batch_size):
-        found = {
-            name: (tuple(x.shape[1:]), keras.backend.standardize_dtype(x.dtype))
-            for name, x in state.items()
-        }
-        if found != self.state_spec:
-            odd = sorted(
-                name
-                for name in found.keys() | self.state_spec.keys()
-                if found.get(name) != self.state_spec.get(name)
-            )
-            raise ValueError(
-                f"This is not a state of '{self.model.name}'. It differs in {odd}: expected "
-                f"{[self.state_spec.get(name) for name in odd]}, "
-                f"received {[found.get(name) for name in odd]}"
-            )
-        sizes = {x.shape[0] for x in state.values()} - {None}
-        if batch_size is not None and sizes - {batch_size}:
-            raise ValueError(
-                f"The state is for {sorted(sizes)} examples. Received: inputs with {batch_size}. "
-                "Use `initial_state` with the size of the batch."
-            )
+    def _run_pieces(self, sample: Nest, fixed: Mapping[str, Tensor]) -> Iterator[Nest]:
+        """Yield the outputs on one piece of `sample` after the other."""
+        batch, length = keras.tree.flatten(sample)[0].shape[:2]
+        state, start = self.initial_state(batch, fixed), 0
+        for end in np.minimum(np.cumsum(PIECES), length).tolist():
+            if end > start:
+                piece = keras.tree.map_structure(lambda x, a=start, b=end: x[:, a:b], sample)
+                outputs, stream = self._call_in_stream(piece, state)
+                yield outputs
+                state, start = stream.next_state, end
 
-    def _check_end(self, state, steps):
-        """Raises ValueError where a full state can be seen, that is outside compiled functions."""
-        for name, limit in self._limits.items():
-            try:
-                position = ops.convert_to_numpy(state[name])
-                end = (position + ops.convert_to_numpy(steps)).max()
-            except (NotImplementedError, TypeError):  # a tensor of a graph, or a tracer
-                return
-            if end > limit:
-                raise ValueError(
-                    f"The stream ends after {limit} steps ({name}). Received: steps up to {end}, "
-                    f"after {position.max()}. Build the layer with a larger `max_length`, use one "
-                    "whose streams have no end, such as CosFormerAttention(horizon=...), or reset."
-                )
+
+def _zero_masked(x: Tensor, mask: Tensor) -> Tensor:
+    """Return `x` with zeros where `mask (b, t)` is `False`; what is not numeric as it is."""
+    x = ops.convert_to_tensor(x)
+    if keras.backend.standardize_dtype(x.dtype) == "string" or len(x.shape) < 2:
+        return x
+    return arrays.zero_masked(x, mask)
+
+
+def _original(error: BaseException) -> BaseException:
+    """Return the error that a layer raised. Keras puts its message into a longer one."""
+    while error.__context__ is not None and str(error.__context__) in str(error):
+        error = error.__context__
+    return error

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE = ROOT / ".runtimes"
+RUNNER = ROOT / "keras_cosattn" / "export" / "run_on_device.py"
 TFLITE_RUNTIME = "tflite-runtime==2.14.0"
 LAST_PYTHON = (3, 11)
 """That tflite-runtime 2.14.0 has wheels for."""
@@ -39,28 +41,55 @@ def tflite_runtime():
         return None, str(reason)
 
 
+@functools.cache
+def kotlin_compiler():
+    """The Kotlin compiler of this machine, or of npm, or None; and why there is none."""
+    if shutil.which("java") is None:
+        return None, "the Kotlin compiler needs Java, and there is no `java`"
+    if shutil.which("kotlinc"):
+        return shutil.which("kotlinc"), None
+    if shutil.which("npm") is None:
+        return None, "there is neither `kotlinc` nor `npm`, which could install it"
+    try:
+        place = cached("kotlin-compiler", lambda place: _install_by_npm(place, "kotlin-compiler"))
+    except UnavailableError as reason:
+        return None, str(reason)
+    return place / "node_modules" / "kotlin-compiler" / "bin" / "kotlinc", None
+
+
 def environment(name, *requirements):
     """The Python of an environment with these packages, which one process builds and all use."""
+    return cached(name, lambda place: _build(place, requirements)) / "bin" / "python"
+
+
+def cached(name, build):
+    """The folder that `build(folder)` made, once for all processes."""
     place = CACHE / name
     CACHE.mkdir(exist_ok=True)
     with open(CACHE / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.exists():
             with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-                _build(pathlib.Path(scratch, "new"), requirements)
+                build(pathlib.Path(scratch, "new"))
                 pathlib.Path(scratch, "new").rename(place)
-    return place / "bin" / "python"
+    return place
 
 
 def _build(place, requirements):
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     options = ["--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--retries=1"]
-    found = subprocess.run(
-        [place / "bin" / "python", "-m", "pip", "install", *options, *requirements],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    _run_installer("pip", place / "bin" / "python", "-m", "pip", "install", *options, *requirements)
+
+
+def _install_by_npm(place, package):
+    options = ["--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
+    _run_installer("npm", "npm", "install", *options, "--prefix", place, package)
+
+
+def _run_installer(name, *command):
+    found = subprocess.run(command, capture_output=True, text=True)
     if found.returncode:
-        raise UnavailableError(f"pip cannot install {requirements}: {found.stderr.strip()[-300:]}")
+        raise UnavailableError(f"{name} cannot install: {found.stderr.strip()[-300:]}")
 
 
 def play(device, calls):
@@ -111,10 +140,11 @@ class Runtime:
         self._folder.cleanup()
 
     def _start(self):
+        shutil.copy(RUNNER, self._folder.name)
         with open(pathlib.Path(self._folder.name, "stderr"), "w") as stderr:
             self._process = subprocess.Popen(
                 [self.python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=stderr, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "export")},
+                stderr=stderr, text=True, env={**os.environ, "PYTHONPATH": self._folder.name},
             )  # fmt: skip
 
 

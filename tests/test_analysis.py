@@ -120,6 +120,78 @@ def test_softmax_of_bounded_scores_dilutes_and_the_layer_is_its_function(rng):
         analysis.dilution(layer, x, [2, 65])
 
 
+@pytest.mark.parametrize("layer_class", [SoftmaxAttention, LinearAttention])
+def test_dilution_leaves_padding_and_other_packed_sequences_out(layer_class, rng):
+    keras.utils.set_random_seed(0)
+    layer, x = layer_class(2, 3), inputs(rng, 2, 9, 5)
+    padded = np.concatenate([x, 100 * inputs(rng, 2, 4, 5)], axis=1)
+    mask = mask_of((9, 9), 13)
+    (alone,) = analysis.dilution(layer, x, [9], use_causal_mask=True)
+    both = analysis.dilution(layer, padded, [9, 13], mask=mask.tolist(), use_causal_mask=True)
+    assert both[0] == pytest.approx(alone, rel=1e-5)
+    assert both[1] == pytest.approx((13, *alone[1:]), rel=1e-5)
+    function = analysis.dilution(
+        lambda x: layer(x, x, value_mask=mask[:, : x.shape[1]], return_attention_scores=True)[1],
+        padded, [13], mask=mask,
+    )  # fmt: skip
+    assert function[0] == pytest.approx(analysis.dilution(layer, padded, [13], mask=mask)[0])
+    ids = np.repeat([[0, 1]], [9, 4], axis=1).repeat(2, axis=0)
+    parts = [analysis.dilution(layer, part, [part.shape[1]])[0] for part in (x, padded[:, 9:])]
+    (packed,) = analysis.dilution(layer, padded, [13], segment_ids=ids)
+    mean = (9 * parts[0].entropy + 4 * parts[1].entropy) / 13
+    assert packed.entropy == pytest.approx(mean, rel=1e-5)
+
+
+def test_nothing_without_mass_counts_and_nothing_warns(recwarn):
+    nothing = np.zeros((2, 3, 4, 4))
+    assert np.all(np.isnan(analysis.mass_within(nothing, [0, 1])))
+    assert np.all(np.isnan(analysis.negative_mass(nothing)))
+    assert np.all(np.isnan(analysis.entropy(nothing)))
+    (row,) = analysis.dilution(lambda _: nothing, np.zeros((2, 4, 1)), [4])
+    assert np.all(np.isnan(row[1:]))
+    empty = np.zeros((0, 3, 4, 4))
+    assert analysis.mass_within(empty, [0, 1]).shape == (3, 2)
+    assert analysis.entropy(empty).shape == (0, 3, 4)
+    assert not recwarn.list
+
+
+def test_what_is_not_seen_may_be_anything(rng):
+    weights, mask = rng.random((2, 3, N, N)), mask_of((5, 8), N)
+    seen = analysis.seen_keys(N, query_mask=mask.tolist())
+    unknown = np.where(seen, weights, np.nan)
+    for measure in (analysis.negative_share, analysis.negative_mass, analysis.entropy):
+        assert_close(
+            np.nan_to_num(measure(unknown, seen)), np.nan_to_num(measure(weights, seen)), 0
+        )
+    assert_close(analysis.mass_within(unknown, 1, seen), analysis.mass_within(weights, 1, seen), 0)
+
+
+def test_keys_of_other_packed_sequences_are_not_seen():
+    seen = analysis.seen_keys(4, causal=True, segment_ids=[[5, 5, 2, 2]])
+    assert seen[0, 0].sum(axis=-1).tolist() == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("layer_class", [SoftmaxAttention, LinearAttention, CosFormerAttention])
+def test_a_model_that_masks_steps_shows_weights_of_valid_steps_only(layer_class, rng):
+    x = inputs(rng, 2, 7, WIDTH)
+    mask = mask_of((4, 7), 7)
+    x[~mask] = 0
+    features = keras.Input((None, WIDTH))
+    y = keras.layers.Masking()(features)
+    y = TransformerEncoder(8, attention=layer_class(2, 3), name="block")(y)
+    model = keras.Model(features, layer_class(2, 3, name="last")(y, y))
+    before = model(x)
+    found = analysis.attention_weights(model, x)
+    assert list(found) == ["block/self_attention", "last"]
+    seen = np.broadcast_to(analysis.seen_keys(7, query_mask=mask), (2, 2, 7, 7))
+    for weights in found.values():
+        assert np.all(np.isfinite(weights))
+        assert not np.any(weights[~seen])
+    short = analysis.attention_weights(model, x[:1, :4])["last"]
+    assert_close(found["last"][:1, :, :4, :4], short, 1e-5)
+    assert_close(model(x), before, 0)
+
+
 @pytest.mark.parametrize(("case", "causal"), DIRECTIONS)
 def test_every_variant_shows_weights_that_respect_what_is_seen(case, causal, rng):
     layer, x, mask = build(case), inputs(rng, 2, 13, WIDTH), mask_of((13, 6), 13)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from support import assert_close
+from support import BACKEND, assert_close
 from variants import inputs
 
 from keras_cosattn import (
@@ -121,3 +121,62 @@ def test_another_batch_size_is_refused(rng):
         carried(inputs(rng, 3, STEPS, 2))
     with pytest.raises(ValueError, match=r"cannot stream"):
         CarriedState(model_of(SoftmaxAttention(2, 3)), BATCH)
+
+
+def small_model(limit=100):
+    x = keras.Input((None, 2))
+    return keras.Model(x, keras.layers.Dense(1)(PositionEmbedding(limit)(RunningMean()(x))))
+
+
+def test_evaluation_and_prediction_leave_the_training_streams(rng):
+    carried, x = CarriedState(small_model(), BATCH), inputs(rng, BATCH, STEPS * SEGMENTS, 2)
+    data = in_order(x), in_order(x[..., :1])
+    carried.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
+    options = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
+    history = carried.fit(*data, **options, validation_data=data, validation_batch_size=BATCH)
+    trained = {name: np.asarray(value) for name, value in carried.carried.items()}
+    assert trained["running_mean_0_position"].tolist() == [STEPS * SEGMENTS] * BATCH
+    # Nothing was learned at a rate of 0, so both losses are those of the streams from their start.
+    loss, validation = history.history["loss"][0], history.history["val_loss"][0]
+    assert_close(validation, loss, 1e-5)
+    for _ in range(2):  # each evaluation reads its streams from the start
+        assert_close(carried.evaluate(*data, batch_size=BATCH, verbose=0), loss, 1e-5)
+    found = carried.predict(data[0], batch_size=BATCH, verbose=0)
+    assert_close(found, in_order(np.asarray(carried.model(x))), 1e-5)
+    carried.test_on_batch(data[0][:BATCH], data[1][:BATCH])
+    carried.predict_on_batch(data[0][:BATCH])
+    for name, value in trained.items():
+        assert_close(np.asarray(carried.carried[name]), value, 0)
+    carried.train_on_batch(data[0][:BATCH], data[1][:BATCH])
+    assert int(carried.carried["running_mean_0_position"][0]) == STEPS * (SEGMENTS + 1)
+
+
+def test_both_states_are_reset(rng):
+    carried = CarriedState(small_model(), BATCH)
+    for training in (True, False):
+        carried(inputs(rng, BATCH, STEPS, 2), training=training)
+    carried.reset_state()
+    for weight in (*carried.carried.values(), *carried.carried_in_evaluation.values()):
+        assert not np.any(np.asarray(weight))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_stream_beyond_the_limit_spoils_no_weights(jit, rng):
+    carried, x = CarriedState(small_model(2 * STEPS), BATCH), inputs(rng, BATCH, 3 * STEPS, 2)
+    carried.compile("sgd", "mse", jit_compile=jit)
+    batches = np.split(x, 3, axis=1)
+    losses = [carried.train_on_batch(batch, batch[..., :1]) for batch in batches[:2]]
+    before = [np.asarray(w) for w in carried.model.trainable_weights]
+    if jit or BACKEND != "tensorflow":
+        losses.append(carried.train_on_batch(batches[2], batches[2][..., :1]))
+        assert np.isfinite(losses).all()
+        assert all(np.isfinite(np.asarray(w)).all() for w in carried.model.trainable_weights)
+        return
+    import tensorflow as tf
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"is full: more than 12 steps"):
+        carried.train_on_batch(batches[2], batches[2][..., :1])
+    for weight, old in zip(carried.model.trainable_weights, before, strict=True):
+        assert_close(np.asarray(weight), old, 0)
+    with pytest.raises(ValueError, match=r"is full: at most 12 steps. Received: 18 steps"):
+        carried(batches[2], training=True)

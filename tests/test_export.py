@@ -24,7 +24,7 @@ from keras_cosattn import (
 from keras_cosattn import export as exporting
 from keras_cosattn.export import checks
 
-RECIPES = pathlib.Path(__file__).parent.parent / "export"
+RECIPES = pathlib.Path(exporting.__file__).parent
 CHANNELS = 6
 
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")

@@ -6,6 +6,7 @@ import pytest
 import references
 from references import How, projected
 from support import (
+    BACKEND,
     assert_close,
     compiled,
     gradients,
@@ -15,8 +16,16 @@ from support import (
 )
 from variants import WIDTH, inputs
 
-from keras_cosattn import DPFPFeatures, FeatureMap, HedgehogFeatures, LinearAttention, Streaming
-from keras_cosattn.ops import pointwise_features
+from keras_cosattn import (
+    DPFPFeatures,
+    FeatureMap,
+    HedgehogFeatures,
+    LinearAttention,
+    PositiveFeatures,
+    Streaming,
+    TrigonometricFeatures,
+)
+from keras_cosattn.ops import pointwise_features, random_features
 
 to_numpy = keras.ops.convert_to_numpy
 
@@ -32,7 +41,12 @@ every_map = pytest.mark.parametrize("name", MAPS)
 
 
 def built(name, rng=None, **arguments):
-    """A layer whose weights are all random, if there is an rng."""
+    """A layer whose weights are all random, if there is an rng; the same ones in every run.
+
+    With one in ten draws a query shares nearly no DPFP feature with the keys before it. It divides
+    by a number near zero then, and half-precision projections give another output in any map.
+    """
+    keras.utils.set_random_seed(0)
     layer = LinearAttention(
         6, 5, num_key_value_heads=3, value_dim=7, feature_map=MAPS[name], **arguments
     )
@@ -224,3 +238,128 @@ def test_a_bad_nu_is_refused():
     with pytest.raises(ValueError, match=r"`nu` must be an integer of at least 1. Received: nu=0"):
         DPFPFeatures(0)
     assert DPFPFeatures(2) == DPFPFeatures(2) != DPFPFeatures(3)
+
+
+def test_sizes_of_numpy_are_integers_and_truth_values_are_not():
+    assert DPFPFeatures(np.int64(2)) == DPFPFeatures(2)
+    assert type(DPFPFeatures(np.int64(2)).nu) is int
+    with pytest.raises(ValueError, match=r"`nu` must be an integer .* Received: nu=True"):
+        DPFPFeatures(True)
+
+
+def _hedgehog(x, normalized=False):
+    layer = HedgehogFeatures(normalized=normalized)
+    layer.build(x.shape, x.shape)
+    return layer(x, x)
+
+
+PROJECTION = random_features.orthogonal_projection(5, 8, 0)
+FUNCTIONS = {
+    **pointwise_features.FEATURE_MAPS,
+    "dpfp": DPFPFeatures(2),
+    "hedgehog": _hedgehog,
+    "hedgehog_normalized": lambda x: _hedgehog(x, normalized=True),
+    "positive": lambda x: PositiveFeatures()(x, x, PROJECTION),
+    "trigonometric": lambda x: TrigonometricFeatures()(x, x, PROJECTION),
+}
+every_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def features_of(name, x):
+    """The features of one tensor, as queries and as keys where a map tells them apart."""
+    return keras.tree.flatten(FUNCTIONS[name](x))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@every_function
+def test_features_of_half_precision_inputs_are_computed_in_float32(name, dtype, rng):
+    x = keras.ops.cast(inputs(rng, 2, 7, 3, 5), dtype)
+    found, expected = features_of(name, x), features_of(name, keras.ops.cast(x, "float32"))
+    for half, single in zip(found, expected, strict=True):
+        assert keras.backend.standardize_dtype(half.dtype) == "float32"
+        assert_close(half, single, 0)
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow",
+    reason="Keras computes exponentials of float64 in float32 on other backends",
+)
+@every_function
+def test_features_of_float64_inputs_stay_float64(name, rng):
+    x = rng.normal(size=(2, 7, 3, 5))
+    exact = features_of(name, x)
+    single = features_of(name, x.astype("float32"))
+    for double, expected in zip(exact, single, strict=True):
+        assert keras.backend.standardize_dtype(double.dtype) == "float64"
+        assert_close(to_numpy(double).astype("float32"), expected, 1e-5)
+        assert np.any(to_numpy(double) != to_numpy(double).astype("float32")) or name == "relu"
+
+
+@pytest.mark.parametrize("floatx", ["float16", "float64"])
+@every_function
+def test_the_default_float_type_does_not_reach_the_features(name, floatx, rng):
+    x, before = inputs(rng, 2, 7, 3, 5), keras.config.floatx()
+    expected = features_of(name, x)
+    keras.config.set_floatx(floatx)
+    try:
+        found = features_of(name, x)
+    finally:
+        keras.config.set_floatx(before)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_elu_plus_one_is_positive_for_all_negative_numbers(dtype):
+    x = keras.ops.cast(np.linspace(-80, -2, 1000), dtype)
+    found = to_numpy(pointwise_features.elu_plus_one(x)).astype("float64")
+    assert np.all(found > 0)
+    exact = np.exp(to_numpy(keras.ops.cast(x, "float32")).astype("float64"))
+    np.testing.assert_allclose(found, exact, rtol=1e-5)  # 80 has an error of 4e-6 in float32
+
+
+def test_elu_plus_one_has_the_slope_of_its_formula():
+    x = np.array([-3.0, -0.5, 0.0, 0.5, 90.0], "float32")
+    (slope,) = gradients(lambda x: keras.ops.sum(pointwise_features.elu_plus_one(x)), x)
+    assert_close(slope, np.exp(np.minimum(x, 0)), 1e-6)
+
+
+def test_a_square_beyond_float16_is_not_infinite():
+    x = keras.ops.cast([300.0], "float16")
+    assert float(pointwise_features.squared_relu(x)[0]) == 90_000
+
+
+@pytest.mark.parametrize("shape", [(0, 7, 3, 5), (2, 0, 3, 5)])
+@every_function
+def test_no_examples_and_no_steps_have_no_features(name, shape):
+    for features in features_of(name, np.zeros(shape, "float32")):
+        assert tuple(features.shape[:3]) == shape[:3]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        HedgehogFeatures(normalized=True),
+        DPFPFeatures(3),
+        PositiveFeatures(),
+        TrigonometricFeatures(2.0),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_a_clone_has_the_same_arguments(given):
+    clone = given.clone()
+    assert clone is not given
+    assert type(clone) is type(given)
+    assert clone.get_config() == given.get_config()
+
+
+def test_weights_follow_a_float64_policy_only():
+    shape = (None, None, 2, 5)
+    for policy, dtype in {
+        "float64": "float64",
+        "mixed_float16": "float32",
+        "float16": "float32",
+    }.items():
+        layer = HedgehogFeatures().clone(dtype=policy)
+        layer.build(shape, shape)
+        assert {weight.dtype for weight in layer.weights} == {dtype}

@@ -288,13 +288,15 @@ def test_an_aggregator_with_a_mean_of_no_steps_trains(rng):
 
 
 @both_ways
-def test_more_units_than_there_is_room_for_are_not_silent(causal, rng):
+def test_more_units_than_the_capacity_are_not_silent(causal, rng):
     layer, x = build((4,), max_units=2), inputs(rng, 2, 8, WIDTH)
     ids = np.array([[0, 0, 1, 1, 1, 1, 1, 1], [0] * 8])  # three units, cut after 4, and two
-    found = np.asarray(layer(x, x, unit_ids=ids, use_causal_mask=causal))
-    assert np.all(np.isfinite(found[1]))
-    assert np.all(np.isnan(found[0, 6:]))
-    assert np.all(np.isfinite(found[0, :6]) == causal)
+    with pytest.raises(ValueError, match=r"at most 2 units. Received: 3 units.*`max_units`"):
+        layer(x, x, unit_ids=ids, use_causal_mask=causal)
+    found = compiled(lambda x, ids: layer(x, x, unit_ids=ids, use_causal_mask=causal))(x, ids)
+    assert np.all(np.isfinite(found))
+    alone = layer(x[1:], x[1:], unit_ids=ids[1:], use_causal_mask=causal)
+    assert_close(found[1:], alone, EXACT)
 
 
 @both_ways
@@ -319,13 +321,13 @@ def test_packed_units_end_with_their_segment(max_units, causal, rng):
 
 
 @both_ways
-def test_more_packed_units_than_there_is_room_for_are_not_silent(causal, rng):
+def test_more_packed_units_than_the_capacity_are_not_silent(causal, rng):
     layer, x = build((4,), max_units=3), inputs(rng, 2, 9, WIDTH)
     segments = np.array([[0, 0, 1, 1, 1, 1, 1, 2, 2], [0] * 9])  # four units, and three
-    found = np.asarray(layer(x, x, segment_ids=segments, use_causal_mask=causal))
-    assert np.all(np.isfinite(found[1]))
-    assert np.all(np.isnan(found[0, 7:]))
-    assert np.all(np.isfinite(found[0, :7]) == causal)
+    with pytest.raises(ValueError, match=r"at most 3 units. Received: 4 units.*`max_units`"):
+        layer(x, x, segment_ids=segments, use_causal_mask=causal)
+    run = compiled(lambda x, ids: layer(x, x, segment_ids=ids, use_causal_mask=causal))
+    assert np.all(np.isfinite(run(x, segments)))
 
 
 def streamed(layer):
@@ -366,7 +368,7 @@ def test_examples_of_a_stream_finish_their_units_at_their_own_time(
 
 
 @pytest.mark.parametrize("max_length", [14, 5, pytest.param(12, marks=pytest.mark.slow)])
-def test_a_stream_is_exact_to_its_end_and_nan_beyond(max_length, rng):
+def test_a_stream_is_exact_to_its_end_and_finite_beyond(max_length, rng):
     layer, x = build((3, 2), max_length=max_length), inputs(rng, 1, 20, WIDTH)
     stream = streamed(layer)
     whole = np.asarray(layer(x, x, use_causal_mask=True))
@@ -376,9 +378,9 @@ def test_a_stream_is_exact_to_its_end_and_nan_beyond(max_length, rng):
     assert_close(np.concatenate([y, last], axis=1), whole[:, :max_length], EXACT)
     with pytest.raises(ValueError, match=f"ends after {max_length} steps"):
         stream(x[:, max_length:], full)
-    across, _ = stream._step(x[:, max_length - 1 :], state)
+    across, _ = stream._call_in_stream(x[:, max_length - 1 :], state)
     assert_close(across[:, :1], last, EXACT)
-    assert np.all(np.isnan(np.asarray(across)[:, 1:]))
+    assert np.all(np.isfinite(np.asarray(across)))
 
 
 def test_the_state_of_a_stream_grows_with_its_units_of_units():

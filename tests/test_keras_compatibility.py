@@ -9,7 +9,13 @@ from keras import ops
 from support import BACKEND, assert_close, streamed
 from variants import CASES, CAUSAL, STREAMING, TOKENS, VARIANTS, build, inputs
 
-from keras_cosattn import CosFormerAttention, LinearAttention, RoutedAttention, SoftmaxAttention
+from keras_cosattn import (
+    CosFormerAttention,
+    LinearAttention,
+    RecurrentMemoryAttention,
+    RoutedAttention,
+    SoftmaxAttention,
+)
 
 MHA = keras.layers.MultiHeadAttention
 LINEAR = [cls for cls in VARIANTS if cls not in (SoftmaxAttention, RoutedAttention)]
@@ -333,8 +339,11 @@ VALID = {
 }
 
 
-@pytest.mark.parametrize("case", [case for case in CAUSAL if "Softmax" not in case])
-@pytest.mark.parametrize("side", VALID)
+@pytest.mark.parametrize(
+    ("case", "side"),
+    [(case, "holes") for case in CAUSAL if "Softmax" not in case]
+    + [("LinearAttention-elu", side) for side in ("right", "left")],
+)
 def test_a_known_mask_of_padding_and_causality_is_taken(case, side, rng):
     """As KerasHub's decoders pass it, as an array or as a tensor."""
     x, valid, layer = inputs(rng, 2, 6, WIDTH), VALID[side], build(case)
@@ -356,9 +365,10 @@ def test_a_known_mask_with_equal_rows_is_padding(cls, rng):
     )
 
 
-def test_a_known_mask_in_a_functional_model(rng):
+@pytest.mark.parametrize("cls", [LinearAttention, RecurrentMemoryAttention])
+def test_a_known_mask_in_a_functional_model(cls, rng):
     x = keras.Input((6, WIDTH))
-    layer = LinearAttention(2, 4)
+    layer = cls(2, 4)
     model = keras.Model(x, layer(x, x, attention_mask=TRIANGLE[None]))
     example = inputs(rng, 2, 6, WIDTH)
     expected = layer(example, example, use_causal_mask=True)

@@ -161,8 +161,7 @@ def example(t, s, called, rng):
     value_mask = query_mask if s is None else random_mask(rng, called.get("values"), B, s)
     ids = random_segments(rng, B, t) if called.get("packed") else None
     masks = {"segment_ids": ids, "use_causal_mask": called.get("causal", False)}
-    # Self-attention takes one mask for both of its sides.
-    masks |= {"value_mask": value_mask, "query_mask": None if s is None else query_mask}
+    masks |= {"value_mask": value_mask, "query_mask": query_mask}
     return inputs, masks, How(query_mask, value_mask, ids, causal=masks["use_causal_mask"])
 
 
@@ -280,12 +279,13 @@ def test_packed_causal_layer_takes_a_mask_for_each_side(variant, rng):
 
 
 @pytest.mark.parametrize("conversion", ["from_numpy", "to_bfloat16"])
-def test_a_value_mask_is_for_both_sides_of_self_attention_after_conversion(conversion, rng):
+def test_a_value_mask_is_for_both_sides_of_a_causal_call_after_conversion(conversion, rng):
     x, mask = rng.normal(size=(B, 13, QUERY)).astype("float32"), random_mask(rng, "left", B, 13)
     x = x if conversion == "from_numpy" else keras.ops.convert_to_tensor(x)
     dtype = "mixed_bfloat16" if conversion == "to_bfloat16" else "float32"
     layer = keras_cosattn.LinearAttention(2, D, dtype=dtype)
-    out = keras.ops.convert_to_numpy(keras.ops.cast(layer(x, x, value_mask=mask), "float32"))
+    out = layer(x, x, value_mask=mask, use_causal_mask=True)
+    out = keras.ops.convert_to_numpy(keras.ops.cast(out, "float32"))
     assert not np.any(out[~mask])
     assert np.any(out[mask])
 

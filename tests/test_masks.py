@@ -69,8 +69,28 @@ def test_factors_and_their_product_do_the_same(rng):
     assert_close(np.asarray(linear(x, x, value_mask=real))[:1, :4], alone)
 
 
+@pytest.mark.parametrize("as_given", [list, tuple, np.asarray], ids=lambda kind: kind.__name__)
+def test_masks_are_lists_or_arrays(as_given):
+    assert np.asarray(masks.padding_mask(as_given([1, 2]), 2)).tolist() == [[1, 0], [1, 1]]
+    assert np.asarray(masks.segment_ids(as_given([2, 0, 1]))).tolist() == [[0, 0, 2]]
+    ids, mask = as_given([[4, 4, 1]]), as_given([[1, 0, 1]])
+    assert np.asarray(masks.segment_mask(ids)).sum(axis=-1).tolist() == [[2, 2, 1]]
+    found = masks.combined_mask(3, query_mask=mask, value_mask=mask, segment_ids=ids, causal=True)
+    assert np.asarray(found).tolist() == [[[1, 0, 0], [0, 0, 0], [0, 0, 1]]]
+
+
+def test_no_examples_and_no_steps_have_no_mask():
+    assert masks.padding_mask([], 3).shape == (0, 3)
+    assert masks.padding_mask([0, 0], 0).shape == (2, 0)
+    ids = masks.segment_ids([])
+    assert (ids.shape, np.asarray(ids).dtype) == ((1, 0), "int32")
+    assert masks.segment_mask(np.zeros((2, 0), "int32")).shape == (2, 0, 0)
+    assert masks.look_ahead_mask(0, 2).shape == (1, 0, 2)
+    assert masks.combined_mask(0, query_mask=np.zeros((2, 0), bool), causal=True).shape == (2, 0, 0)
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"side='top'"):
         masks.padding_mask([3], 5, "top")
-    with pytest.raises(ValueError, match=r"`lengths` must have shape \(b,\)"):
+    with pytest.raises(ValueError, match=r"shape \(b,\). Received: lengths.shape=\(1, 1\)"):
         masks.padding_mask([[3]], 5)

@@ -21,7 +21,7 @@ from support import BACKEND, assert_close
 from keras_cosattn import CausalConv1D, CosFormerAttention, TransformerDecoder, TransformerEncoder
 from keras_cosattn.export import checks, to_tflite
 
-RUNNER = pathlib.Path(__file__).parent.parent / "export" / "run_on_device.py"
+RUNNER = pathlib.Path(checks.__file__).with_name("run_on_device.py")
 LENGTH, CHANNELS, SEED = 4096, 6, 0
 CUT_OFF = """
 import runpy, sys

@@ -6,9 +6,11 @@ import pytest
 import references
 from references import How
 from support import (
+    BACKEND,
     assert_close,
     compiled,
     compiled_on_jax,
+    float64,
     gradients,
     layer_weights,
     pure,
@@ -149,19 +151,218 @@ def test_sinusoidal_is_added_to_the_input_and_streams(rng):
     assert_close(np.concatenate([y, z], axis=1), layer(x))
 
 
-def test_angles_stay_exact_at_position_a_million():
+LAST = 2**31 - 1
+TAU = 2 * np.longdouble("3.14159265358979323846264338327950288")
+LATE = {
+    "million": 1_000_000,
+    "13 million": 13_000_000,
+    "100 million": 100_000_000,
+    "2^30": 2**30,
+    "last": LAST,
+}
+"""The position where int32 ends is after 37 hours at 16,000 steps per second."""
+
+
+def angle_error(place, dtype):
+    """The largest distance on the unit circle, from whole turns taken off in long doubles."""
     from keras_cosattn.ops.angles import angles, frequencies
 
-    place = np.array([[0, 7, 1_000_000, 999_999, -3]], "int32")
     rates = frequencies(64)
-    exact = place[..., None].astype("float64") * rates
-    found = np.asarray(angles(place, rates), "float64")
-    assert np.abs(np.exp(1j * found) - np.exp(1j * exact)).max() < 5e-4
+    exact = np.mod(place[..., None].astype(np.longdouble) * rates, TAU).astype("float64")
+    with float64():
+        found = np.asarray(angles(place, rates, dtype))
+    assert found.dtype == dtype
+    return np.abs(np.exp(1j * found.astype("float64")) - np.exp(1j * exact)).max()
+
+
+@pytest.mark.parametrize("place", LATE.values(), ids=LATE)
+def test_angles_stay_exact_up_to_the_last_position(place):
+    near = np.array([[0, 7, 1023, 1024, place, place - 1, place - 1000, -3]], "int32")
+    assert angle_error(near, "float32") < 2e-6
+    assert angle_error(near, "float64") < 1e-6  # a float64 rate is exact to 2^-53 of its turns
+
+
+def test_angles_are_exact_in_float64():
+    assert angle_error(np.arange(2000, dtype="int32")[None], "float64") < 1e-12
+
+
+@pytest.mark.parametrize("place", LATE.values(), ids=LATE)
+@pytest.mark.parametrize("name", [name for name in OBJECTS if name != "Sinusoidal"])
+def test_late_positions_give_the_scores_of_early_ones(name, place, rng):
+    """All but the sinusoid of the position itself depend on the distance only."""
+    cls, own = OBJECTS[name]
+    position = cls(**own)
+    position.build((None, None, HEADS, D))
+    q, k = inputs(rng, 1, 9, HEADS, D), inputs(rng, 1, 9, HEADS, D)
+    early = np.arange(9, dtype="int32")[None]
+    assert_close(scores(position, q, k, early + (place - 8)), scores(position, q, k, early))
+
+
+def scores(position, q, k, place):
+    """Unscaled scores of queries and keys at the same positions: `(b, h, t, s)`, float64."""
+    bias = position.bias(q, place, place)
+    q, k = (np.float64(x) for x in position.encode(q, k, place, place))
+    return np.einsum("bthd,bshd->bhts", q, k) + (0 if bias is None else np.float64(bias))
+
+
+def test_a_rotation_moves_features_without_products(rng, monkeypatch):
+    """A product of matrices rounds to 10 bits on some devices."""
+
+    def product(*args, **kwargs):
+        raise AssertionError("a product of matrices")
+
+    for name in ("matmul", "einsum", "dot", "tensordot"):
+        monkeypatch.setattr(keras.ops, name, product)
+    x = inputs(rng, 2, 13, 3, 7)
+    found, _ = Rotary().encode(x, x, *2 * (np.arange(13, dtype="int32")[None],))
+    matrices = np.stack([references._rotation(p, 7) for p in range(13)])
+    assert_close(found, np.einsum("tcd,bthd->bthc", matrices, x), 1e-6)
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 8])
+def test_the_first_step_is_not_rotated(d, rng):
+    x, place = inputs(rng, 2, 1, 3, d), np.zeros((1, 1), "int32")
+    assert_close(Rotary().encode(x, x, place, place)[0], x, 0)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
+def test_a_stream_with_rotary_is_exported_as_one_delegated_part(tmp_path):
+    from keras_cosattn import export
+
+    x = keras.Input((None, 8))
+    layer = LinearAttention(2, 4, position=Rotary())
+    model = keras.Model(x, layer(x, x, use_causal_mask=True))
+    report = export.to_tflite(model, tmp_path / "m.tflite", signatures=["step"])
+    assert report.partitions["step"] == 1
+    assert report.largest_difference < 1e-5
+
+
+@every_object
+def test_one_object_passed_to_two_layers_is_saved_for_each(name, rng, tmp_path):
+    cls, own = OBJECTS[name]
+    given = cls(**own)
+    x = keras.Input((None, WIDTH))
+    layers = [SoftmaxAttention(2, 4, position=given) for _ in range(2)]
+    y = x
+    for layer in layers:
+        y = layer(y, y)
+    model = keras.Model(x, y)
+    assert not given.weights
+    first, second = (layer.position.get_weights() for layer in layers)
+    assert all(np.any(one != other) for one, other in zip(first, second, strict=True))
+    data = inputs(rng, 2, 9, WIDTH)
+    model.save(tmp_path / "model.keras")
+    assert_close(keras.models.load_model(tmp_path / "model.keras")(data), model(data), 0)
+
+
+@every_object
+def test_a_clone_has_the_same_arguments(name):
+    cls, own = OBJECTS[name]
+    given = cls(**own)
+    clone = given.clone()
+    assert clone is not given
+    assert clone.get_config() == given.get_config()
+    assert clone.clone(dtype="float64").dtype_policy.name == "float64"
+
+
+@pytest.mark.parametrize("cls", [Shaw, T5Bias, TransformerXL])
+def test_a_function_may_be_the_initializer(cls):
+    def ones(shape, dtype):
+        return keras.ops.ones(shape, dtype)
+
+    layer = SoftmaxAttention(2, 4, position=cls(initializer=ones))
+    layer.build((None, None, 5), (None, None, 5))
+    assert all(np.all(weight == 1) for weight in layer.position.get_weights())
+
+
+def test_weights_of_one_initializer_and_shape_differ():
+    position = TransformerXL()
+    position.build((None, None, HEADS, D))
+    assert np.any(np.asarray(position.content) != np.asarray(position.distance))
+
+
+def given(name, **arguments):
+    cls, own = OBJECTS[name]
+    position = cls(**own, **arguments)
+    position.build((None, None, HEADS, D))
+    return position
+
+
+def tensors(name, position, q, k):
+    """What a position makes of queries and keys at 0, 1, ..: the two, and the bias if any."""
+    q_place, k_place = (
+        keras.ops.expand_dims(keras.ops.arange(x.shape[1], dtype="int32"), 0) for x in (q, k)
+    )
+    bias = position.bias(q, q_place, k_place)
+    return [*position.encode(q, k, q_place, k_place), *([] if bias is None else [bias])]
+
+
+COMPUTING = [name for name in OBJECTS if name != "Sinusoidal"]
+compute = pytest.mark.parametrize("name", COMPUTING)
+
+
+@compute
+def test_float64_stays_float64(name, rng):
+    q, k = rng.normal(size=(2, 2, 9, HEADS, D))
+    with float64():
+        position = given(name, dtype="float64")
+        found = tensors(name, position, q, k)
+        assert all(keras.backend.standardize_dtype(x.dtype) == "float64" for x in found)
+        assert {weight.dtype for weight in position.weights} <= {"float64"}
+        place = np.arange(9, dtype="int32")[None]
+        weights = {w.name: np.asarray(w) for w in position.weights}
+        cls, own = OBJECTS[name]
+        exact = references.placed_scores(cls.__name__, q, k, How(), weights, **own) * D**0.5
+        actual = scores_with_scaled_bias(position, q, k, place)
+    # On the other backends Keras computes the sines and exponentials of float64 in float32.
+    assert_close(actual, exact, 1e-10 if BACKEND == "tensorflow" else 1e-6)
+
+
+def scores_with_scaled_bias(position, q, k, place):
+    bias = position.bias(q, place, place)
+    q, k = (np.asarray(x) for x in position.encode(q, k, place, place))
+    return np.einsum("bthd,bshd->bhts", q, k) + (0 if bias is None else np.asarray(bias) * D**0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@compute
+def test_half_precision_is_computed_in_float32(name, dtype, rng):
+    q, k = (keras.ops.cast(inputs(rng, 2, 9, HEADS, D), dtype) for _ in "qk")
+    position = given(name)
+    expected = tensors(name, position, *(keras.ops.cast(x, "float32") for x in (q, k)))
+    for half, single in zip(tensors(name, position, q, k), expected, strict=True):
+        assert_close(keras.ops.cast(half, "float32"), single, 0)
+
+
+@pytest.mark.parametrize("floatx", ["float16", "float64"])
+@compute
+def test_the_default_float_type_does_not_reach_positions(name, floatx, rng):
+    q, k, before = inputs(rng, 2, 9, HEADS, D), inputs(rng, 2, 9, HEADS, D), keras.config.floatx()
+    position = given(name)
+    expected = tensors(name, position, q, k)
+    keras.config.set_floatx(floatx)
+    try:
+        found = tensors(name, position, q, k)
+    finally:
+        keras.config.set_floatx(before)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, 0)
+
+
+@pytest.mark.parametrize(("b", "t", "s"), [(0, 9, 9), (2, 0, 0), (2, 0, 9), (0, 0, 9)])
+@compute
+def test_no_examples_and_no_steps_are_allowed(name, b, t, s):
+    q, k = np.zeros((b, t, HEADS, D), "float32"), np.zeros((b, s, HEADS, D), "float32")
+    new_q, new_k, *bias = tensors(name, given(name), q, k)
+    assert tuple(new_q.shape) == q.shape
+    assert tuple(new_k.shape) == k.shape
+    for x in bias:
+        assert np.broadcast_shapes(x.shape, (b, HEADS, t, s)) == (b, HEADS, t, s)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kind", [None, "holes"])
-def test_linear_attention_turns_its_features_above_the_line(causal, kind, rng):
+def test_linear_attention_rotates_its_features_in_the_numerator(causal, kind, rng):
     layer = LinearAttention(4, 6, num_key_value_heads=2, position=Rotary())
     layer.build((None, None, WIDTH), (None, None, WIDTH))
     x, mask = inputs(rng, B, 17, WIDTH), random_mask(rng, kind, B, 17)
@@ -209,7 +410,9 @@ def test_a_layer_takes_the_kinds_it_names_and_refuses_the_others(case, name):
     ("build", "message"),
     [
         (lambda: Shaw(0), "max_distance=0"),
+        (lambda: Shaw(True), "max_distance=True"),
         (lambda: T5Bias(num_buckets=1), "num_buckets=1"),
+        (lambda: T5Bias(num_buckets=8.0), "num_buckets=8.0"),
         (lambda: T5Bias(max_distance=8), "max_distance=8"),
         (lambda: SoftmaxAttention(2, 3, position="rotary"), "position='rotary'"),
     ],
@@ -217,6 +420,11 @@ def test_a_layer_takes_the_kinds_it_names_and_refuses_the_others(case, name):
 def test_bad_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_sizes_of_numpy_are_integers():
+    assert type(Shaw(np.int64(3)).max_distance) is int
+    assert type(T5Bias(np.int32(8), np.int64(11)).num_buckets) is int
 
 
 def test_every_object_is_tested():

@@ -1,10 +1,16 @@
-"""The runner that goes to the device: what Keras computes, and a clear word for anything else."""
+"""The runner for devices computes what Keras does, and refuses anything else with a reason."""
 
+import ast
 import contextlib
+import doctest
 import errno
 import json
+import os
 import pathlib
+import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,22 +23,15 @@ import pytest
 from support import BACKEND, assert_close
 from variants import inputs
 
-from keras_cosattn import CausalConv1D, LinearAttention, PositionEmbedding
-from keras_cosattn.export import to_tflite
+from keras_cosattn import CausalConv1D, CosFormerAttention, LinearAttention, PositionEmbedding
+from keras_cosattn.export import describe, to_tflite
+from keras_cosattn.export import run_on_device as runner
 
-RECIPES = pathlib.Path(__file__).parent.parent / "export"
+RUNNER = pathlib.Path(runner.__file__)
+PROGRAMS = pathlib.Path(__file__).parent / "programs"
 CHANNELS, CHUNK, LIMIT = 6, 16, 100
 
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
-
-
-@pytest.fixture(scope="module")
-def runner():
-    sys.path.insert(0, str(RECIPES))
-    import run_on_device
-
-    yield run_on_device
-    sys.path.remove(str(RECIPES))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def path(model, tmp_path_factory):
 
 
 @pytest.fixture
-def device(runner, path):
+def device(path):
     return runner.Device(path)
 
 
@@ -74,7 +73,7 @@ def test_a_stream_computes_what_keras_does_however_it_is_cut(model, device, rng)
     x = inputs(rng, 1, LIMIT, CHANNELS)
     expected = np.asarray(model(x))
     tensors = device.state.tensors.values()
-    assert sum(tensor.nbytes for tensor in tensors) == device.about["state_bytes"] > 0
+    assert sum(tensor.nbytes for tensor in tensors) == device.metadata["state_bytes"] > 0
     for cuts in ([], [CHUNK], [1, 2, 60], [37]):
         outputs = [device.read(piece) for piece in np.split(x, cuts, axis=1)]
         assert_close(np.concatenate(outputs, axis=1), expected, 1e-5)
@@ -86,7 +85,7 @@ def test_a_stream_computes_what_keras_does_however_it_is_cut(model, device, rng)
     assert_close(device.step(x[:, CHUNK : CHUNK + 1]), expected[:, CHUNK : CHUNK + 1], 1e-5)
 
 
-def test_the_file_may_leave_the_batch_open(runner, tmp_path, rng):
+def test_the_file_may_leave_the_batch_open(tmp_path, rng):
     model, path = convolution(), tmp_path / "m.tflite"
     to_tflite(model, path, batch_size=None, prefill_chunk=4, signatures=["prefill", "step"])
     x = inputs(rng, 3, 10, CHANNELS)
@@ -94,11 +93,13 @@ def test_the_file_may_leave_the_batch_open(runner, tmp_path, rng):
         device = runner.Device(path, batch_size=batch)
         assert_close(device.read(x[:batch]), model(x[:batch]), 1e-5)
         assert all(len(tensor) == batch for tensor in device.state.tensors.values())
-    with pytest.raises(ValueError, match=r"\[2, None, 6\] float32. Received: \(3, 1, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \[2, None, 6\] and dtype float32. Received: \(3, 1, 6\)"
+    ):
         device.step(x[:, :1])
 
 
-def test_state_inside_the_file_stays_there(runner, tmp_path, rng):
+def test_state_inside_the_file_stays_there(tmp_path, rng):
     model, path = convolution(), tmp_path / "m.tflite"
     to_tflite(model, path, state="variables", prefill_chunk=4, signatures=["prefill", "step"])
     device, x = runner.Device(path), inputs(rng, 1, 10, CHANNELS)
@@ -118,12 +119,12 @@ def test_state_inside_the_file_stays_there(runner, tmp_path, rng):
     assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
 
 
-def test_state_inside_a_file_without_reset_cannot_begin_again(runner, tmp_path, rng):
+def test_state_inside_a_file_without_reset_cannot_begin_again(tmp_path, rng):
     model, path, x = convolution(), tmp_path / "m.tflite", inputs(rng, 1, 10, CHANNELS)
     to_tflite(model, path, state="variables", target="micro", signatures=["step"])
     device = runner.Device(path)
     assert_close(device.read(x), model(x), 1e-5)
-    with pytest.raises(ValueError, match=r"no 'reset' of \[\], only .*'step'"):
+    with pytest.raises(ValueError, match=r"no 'reset'. Create a new `Device`"):
         device.reset()
     assert device.steps == 10
 
@@ -136,7 +137,7 @@ def test_read_prefers_prefill(device):
     assert calls == ["prefill"] * 2 + ["step"] * 3
 
 
-def test_several_inputs_and_outputs_go_by_name(runner, tmp_path, rng):
+def test_several_inputs_and_outputs_go_by_name(tmp_path, rng):
     model = two_inputs()
     to_tflite(model, tmp_path / "m.tflite", prefill_chunk=4, signatures=["prefill", "step"])
     device = runner.Device(tmp_path / "m.tflite")
@@ -147,16 +148,18 @@ def test_several_inputs_and_outputs_go_by_name(runner, tmp_path, rng):
     for name, y in found.items():
         assert_close(y, expected[name], 1e-5)
     one = {name: array[:, :1] for name, array in x.items()}
-    with pytest.raises(ValueError, match=r"no '\w+' of \['x'\], only .*'ids'.*'z'"):
+    with pytest.raises(
+        ValueError, match=r"'prefill' takes the inputs \['ids', 'z'\]. Received: \['x'\]"
+    ):
         device.step(x["z"])
-    with pytest.raises(ValueError, match=r"ids must be \[1, None\] int32. Rec.* \(1, 1\) float64"):
+    with pytest.raises(ValueError, match=r"'ids' must .* int32. Received: \(1, 1\) float64"):
         device.step({**one, "ids": one["ids"] / 2})
     with pytest.raises(ValueError, match=r"at a time. Received: \((1, 10|10, 1)\)"):
         device.read({**x, "ids": one["ids"]})
     assert device.steps == 10
 
 
-def test_one_device_serves_many_streams(model, runner, path, device, rng):
+def test_one_device_serves_many_streams(model, path, device, rng):
     x = inputs(rng, 3, 40, CHANNELS)
     expected = np.asarray(model(x))
     states, start = {}, device.state
@@ -182,11 +185,11 @@ def test_a_state_that_does_not_fit_is_refused_and_the_stream_stays(device, rng):
         return state._replace(tensors={**state.tensors, name: tensor})
 
     wrong = {
-        "of another model": state._replace(weights="0" * 64),
-        r", {}\), not {": state._replace(tensors={}),
-        f"'{name}': .*, 'int8'.*, not {{": changed(name, tensor.astype("int8")),
-        rf"'{name}': \(\[1, 1,.*, not {{": changed(name, tensor[None]),
-        "'more': .*, not {": changed("more", tensor),
+        "belongs to another model or batch size": state._replace(weights="0" * 64),
+        r"Received: .*, {}\)": state._replace(tensors={}),
+        f"Received: .*'{name}': .*, 'int8'": changed(name, tensor.astype("int8")),
+        rf"Received: .*'{name}': \(\[1, 1,": changed(name, tensor[None]),
+        "Received: .*'more': ": changed("more", tensor),
     }
     for message, other in wrong.items():
         with pytest.raises(ValueError, match=message):
@@ -195,7 +198,7 @@ def test_a_state_that_does_not_fit_is_refused_and_the_stream_stays(device, rng):
     assert all(device.state.tensors[key] is x for key, x in state.tensors.items())
 
 
-def test_a_saved_state_goes_on_in_another_device(model, runner, path, device, tmp_path, rng):
+def test_a_saved_state_goes_on_in_another_device(model, path, device, tmp_path, rng):
     x = inputs(rng, 1, 40, CHANNELS)
     device.read(x[:, :23])
     device.save(tmp_path / "state.npz")
@@ -213,8 +216,8 @@ def test_a_state_file_that_is_foreign_or_damaged_is_refused(device, tmp_path):
     device.step(np.zeros((1, 1, CHANNELS), "float32"))
     device.save(path)
     whole = path.read_bytes()
-    device.about["weights"] = "0" * 64
-    with pytest.raises(ValueError, match=r"state\.npz is .* of another model"):
+    device.metadata["weights"] = "0" * 64
+    with pytest.raises(ValueError, match=r"state\.npz is .* belongs to another model"):
         device.load(path)
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     foreign = (tmp_path / "other.npz").read_bytes()
@@ -227,7 +230,7 @@ def test_a_state_file_that_is_foreign_or_damaged_is_refused(device, tmp_path):
         foreign,
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"state\.npz is damaged or foreign"):
+        with pytest.raises(ValueError, match=r"state\.npz is damaged, or not from"):
             device.load(path)
 
 
@@ -249,25 +252,14 @@ def test_a_state_file_with_one_changed_byte_is_refused_or_says_the_same(device, 
     assert refused > len(whole) / 5 / 2
 
 
-def test_a_save_killed_at_any_moment_leaves_a_whole_state(runner, path, device, tmp_path):
+def test_a_save_killed_at_any_moment_leaves_a_whole_state(path, device, tmp_path, tmp_path_factory):
     state = tmp_path / "state.npz"
     device.save(state)
-    program = f"""
-import sys
-sys.path.insert(0, {str(RECIPES)!r})
-from run_on_device import Device, np
-device = Device({str(path)!r})
-while True:
-    device.load({str(state)!r})
-    device.step(np.zeros((1, 1, {CHANNELS}), "float32"))
-    device.save({str(state)!r})
-    print(device.steps, flush=True)
-    if device.steps == {LIMIT}:
-        device.reset()
-        device.save({str(state)!r})
-"""
+    folder, program = tmp_path_factory.mktemp("runner"), PROGRAMS / "save_states.py"
+    shutil.copy(RUNNER, folder)
+    command = [sys.executable, program, folder, path, state, CHANNELS, LIMIT]
     for i in range(5):
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE)
         process.stdout.readline()
         time.sleep(0.004 * i)
         process.kill()
@@ -286,8 +278,8 @@ def test_a_full_disk_leaves_the_old_state(device, tmp_path, monkeypatch):
     before = path.read_bytes()
     device.step(np.zeros((1, 1, CHANNELS), "float32"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for room in (0, 100, len(before) - 1):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    for most in (0, 100, len(before) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
         try:
             with pytest.raises(OSError, match="File too large") as error:
                 device.save(path)
@@ -303,19 +295,19 @@ def flipped(content, i):
 
 
 @pytest.fixture
-def opened(runner, monkeypatch):
-    """What `Device` reads in a file, description and model, with no interpreter behind it."""
+def opened(monkeypatch):
+    """What `Device` reads from a file, metadata and model, without an interpreter."""
 
     def read(path):
         monkeypatch.setattr(runner, "Interpreter", mock.Mock())
-        about = runner.Device(path).about
+        about = runner.Device(path).metadata
         return about, runner.Interpreter.call_args.kwargs["model_content"]
 
     return read
 
 
 def test_a_file_with_one_changed_byte_never_reaches_the_interpreter(opened, path, tmp_path):
-    """In the description's archive, a byte that means nothing (a date) may change."""
+    """In the archive of the metadata, a byte without a meaning, as of a date, may change."""
     whole, bad = path.read_bytes(), tmp_path / "bad.tflite"
     about, content = opened(path)
     archive = list(range(len(content), len(whole)))
@@ -331,7 +323,7 @@ def test_a_file_with_one_changed_byte_never_reaches_the_interpreter(opened, path
     assert len(refused) > 200
 
 
-def test_a_file_that_is_cut_or_foreign_is_refused(runner, opened, path, tmp_path):
+def test_a_file_that_is_cut_or_foreign_is_refused(opened, path, tmp_path):
     whole, bad = path.read_bytes(), tmp_path / "bad.tflite"
     size = len(opened(path)[1])
     with zipfile.ZipFile(bad, "w") as archive:
@@ -340,17 +332,17 @@ def test_a_file_that_is_cut_or_foreign_is_refused(runner, opened, path, tmp_path
     cuts = [whole[:n] for n in (0, 1, size // 2, size, len(whole) // 2, len(whole) - 1)]
     for content in (*cuts, whole[1:], b"TFL3 junk", without_content, b"x" + whole):
         bad.write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.tflite is damaged or foreign"):
+        with pytest.raises(ValueError, match=r"bad\.tflite is damaged, or not from"):
             runner.Device(bad)
     with pytest.raises(FileNotFoundError):
         runner.Device(tmp_path / "missing.tflite")
 
 
-def test_an_archive_said_to_be_encrypted_is_refused(runner, path, tmp_path):
+def test_an_archive_said_to_be_encrypted_is_refused(path, tmp_path):
     whole, bad = path.read_bytes(), tmp_path / "bad.tflite"
     flags = whole.rindex(b"PK\1\2") + 8
     bad.write_bytes(flipped(whole, flags))
-    with pytest.raises(ValueError, match=r"is damaged or foreign.*encrypted"):
+    with pytest.raises(ValueError, match=r"is damaged, or not from.*encrypted"):
         runner.Device(bad)
 
 
@@ -358,81 +350,192 @@ def test_what_does_not_fit_is_refused_and_the_stream_stays(model, device, rng):
     x = inputs(rng, 1, LIMIT, CHANNELS)
     device.read(x[:, :20])
     wrong = [
-        (device.step, x[0, :1], r"x must be \[1, None, 6\] float32. Received: \(1, 6\) float32"),
-        (device.read, x[:, :0], r"Received: \(1, 0, 6\)"),
+        (device.step, x[0, :1], r"'x' must have shape \[1, None, 6\] and .* Received: \(1, 6\)"),
+        (device.whole, x[:, :0], r"Received: \(1, 0, 6\)"),
         (device.prefill, x[..., :5], r"\[1, None, 6\]"),
         (device.read, np.repeat(x, 2, axis=0), r"Received: \(2, 100, 6\)"),
-        (device.whole, x[..., :5], r"x must be \[1, None, 6\]"),
+        (device.whole, x[..., :5], r"'x' must have shape \[1, None, 6\]"),
         (device.step, x[:, :1].astype("complex64"), "float32. Received: .* complex64"),
         (device.step, [["text"]], "Received: "),
-        (device.step, {"y": x[:, :1]}, r"no '\w+' of \['y'\], only .*'step': {'x'"),
-        (device.read, x, r"end after 100 steps. Received: 100 more after 20. Call `reset\(\)`"),
+        (device.step, {"y": x[:, :1]}, r"takes the inputs \['x'\]. Received: \['y'\]"),
+        (device.read, x, r"end after 100 steps. Call `reset\(\)` .* Received: 100 more after 20"),
     ]
     for method, argument, message in wrong:
         with pytest.raises(ValueError, match=message):
             method(argument)
     assert_close(device.read(x[:, 20:]), np.asarray(model(x))[:, 20:], 1e-5)
-    with pytest.raises(ValueError, match=r"end after 100 steps. Received: 1 more after 100"):
+    with pytest.raises(ValueError, match=r"end after 100 steps. .* Received: 1 more after 100"):
         device.step(x[:, :1])
 
 
-@pytest.mark.parametrize(
-    ("there", "missing"), [("serve", ("step", "prefill", "read")), ("step", ("whole",))]
-)
-def test_a_signature_that_is_not_there_is_named(there, missing, runner, tmp_path):
-    to_tflite(convolution(), tmp_path / "m.tflite", signatures=[there])
-    device, x = runner.Device(tmp_path / "m.tflite"), np.zeros((1, 1, CHANNELS), "float32")
-    for method in missing:
-        with pytest.raises(ValueError, match=rf"no '(step|serve)' of \['x'\], only .*'{there}'"):
-            getattr(device, method)(x)
+def test_a_file_without_a_stream_names_whole_and_one_without_serve_names_read(tmp_path):
+    x = np.zeros((1, 1, CHANNELS), "float32")
+    to_tflite(convolution(), tmp_path / "serve.tflite", signatures=["serve"])
+    device = runner.Device(tmp_path / "serve.tflite")
+    assert not device.can_stream
+    for method in (device.step, device.prefill, device.read):
+        with pytest.raises(ValueError, match=r"cannot stream.* Use `whole`.* has: \['serve'\]"):
+            method(x)
+    to_tflite(convolution(), tmp_path / "step.tflite", signatures=["step"])
+    device = runner.Device(tmp_path / "step.tflite")
+    assert device.can_stream
+    with pytest.raises(ValueError, match=r"no 'serve'. Use `read`. It has: \['init', 'step'\]"):
+        device.whole(x)
 
 
 @pytest.mark.parametrize("chunk", [4, None])
-def test_prefill_alone_reads_whole_chunks_or_any_number(chunk, runner, tmp_path, rng):
+def test_prefill_alone_reads_whole_chunks_or_any_number(chunk, tmp_path, rng):
     model, path = convolution(), tmp_path / "m.tflite"
     to_tflite(model, path, prefill_chunk=chunk, signatures=["prefill"])
     device, x = runner.Device(path), inputs(rng, 1, 10, CHANNELS)
     if chunk:
-        with pytest.raises(ValueError, match=r"{'prefill': 4} at a time. Received: \(10,\)"):
+        with pytest.raises(ValueError, match=r"{'prefill': 4} at a time. Received: \(10,\) steps"):
             device.read(x)
         assert_close(device.read(x[:, :8]), model(x[:, :8]), 1e-5)
     else:
         assert_close(device.read(x), model(x), 1e-5)
 
 
+def copied_runner(folder, *arguments, without="tensorflow,keras,keras_cosattn"):
+    """The finished process of a copy of the runner, where some modules are not installed."""
+    shutil.copy(RUNNER, folder)
+    command = [sys.executable, PROGRAMS / "without_modules.py", without, RUNNER.name, *arguments]
+    return subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True)
+
+
 def test_the_runner_runs_alone(path, model, tmp_path, rng):
     """As a copy in a process without TensorFlow, Keras and this package."""
-    copy = tmp_path / "run_on_device.py"
-    copy.write_text((RECIPES / "run_on_device.py").read_text())
     x = inputs(rng, 1, 50, CHANNELS)
     np.save(tmp_path / "x.npy", x)
     to_tflite(model, tmp_path / "whole.tflite", signatures=["serve"])
-    program = """
-import runpy, sys
-for name in ("tensorflow", "keras", "keras_cosattn"):
-    sys.modules[name] = None
-runpy.run_path("run_on_device.py", run_name="__main__")
-"""
-
-    def run(*arguments):
-        command = [sys.executable, "-c", program, *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-
     for file in (path, "whole.tflite"):
-        said = run(file, "x.npy", "y.npy")
-        assert "x.npy (1, 50, 6) -> y.npy (1, 50, 3)" in said.stdout, said.stderr
+        found = copied_runner(tmp_path, file, "x.npy", "y.npy")
+        assert "x.npy (1, 50, 6) -> y.npy (1, 50, 3)" in found.stdout, found.stderr
         assert_close(np.load(tmp_path / "y.npy"), np.asarray(model(x)), 1e-5)
         (tmp_path / "y.npy").unlink()
-    assert "run_on_device.py model.tflite in.npy out.npy" in run().stderr
 
 
-def test_without_an_interpreter_it_says_what_to_install():
-    program = f"""
-import sys
-for name in ("ai_edge_litert", "tflite_runtime"):
-    sys.modules[name] = None
-sys.path.insert(0, {str(RECIPES)!r})
-import run_on_device
-"""
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "pip install ai-edge-litert" in said.stderr
+def test_the_runner_reports_an_error_in_one_line(path, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, LIMIT + 1, CHANNELS), "float32"))
+    found = copied_runner(tmp_path, path, "x.npy", "y.npy")
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.startswith("run_on_device.py: The model's streams end after 100 steps.")
+    assert found.stderr.count("\n") == 1
+    assert not (tmp_path / "y.npy").exists()
+    assert "run_on_device.py MODEL.tflite IN.npy OUT.npy" in copied_runner(tmp_path).stderr
+
+
+def test_without_an_interpreter_it_says_what_to_install(tmp_path):
+    found = copied_runner(tmp_path, without="ai_edge_litert,tflite_runtime")
+    assert "pip install ai-edge-litert" in found.stderr
+
+
+def test_the_runner_is_written_for_python_3_9():
+    """It parses there; annotations are not evaluated, for it imports them from the future."""
+    source = RUNNER.read_text()
+    assert "from __future__ import annotations" in source
+    ast.parse(source, feature_version=(3, 9))
+
+
+def with_metadata(path, new, **changes):
+    """A copy of a file, with other metadata."""
+    metadata = {**describe(path), **changes}
+    content = pathlib.Path(path).read_bytes()[: metadata["content"]["bytes"]]
+    new.write_bytes(content)
+    with zipfile.ZipFile(new, "a") as archive:
+        archive.writestr("keras_cosattn.json", json.dumps(metadata))
+    return new
+
+
+def test_whole_inputs_are_held_to_the_recorded_limit(path, tmp_path, model, rng):
+    x = inputs(rng, 1, 12, CHANNELS)
+    device = runner.Device(with_metadata(path, tmp_path / "m.tflite", max_whole_steps=11))
+    message = "reads at most 11 steps at once. Cut the input.* Received: 12 steps of 'x'"
+    with pytest.raises(ValueError, match=message):
+        device.whole(x)
+    assert_close(device.whole(x[:, :11]), model(x[:, :11]), 1e-5)
+    assert_close(device.read(x), model(x), 1e-5)  # a stream has its own limit
+    for changes in ({}, {"max_whole_steps": None}):
+        device = runner.Device(with_metadata(path, tmp_path / "m.tflite", **changes))
+        assert_close(device.whole(x), model(x), 1e-5)
+
+
+def test_padding_of_inputs_of_a_fixed_length_does_not_count(tmp_path, rng):
+    model, path = convolution(), tmp_path / "m.tflite"
+    to_tflite(model, path, signatures=["serve"], length=12, batch_size=2)
+    device = runner.Device(with_metadata(path, tmp_path / "limited.tflite", max_whole_steps=11))
+    x = inputs(rng, 2, 12, CHANNELS)
+    with pytest.raises(ValueError, match=r"at most 11 steps at once.* Received: 12 steps of 'x'"):
+        device.whole(x)
+    x[0, 11:], x[1, :5] = 0, 0
+    assert_close(device.whole(x), model(x), 1e-5)
+
+
+def test_an_input_that_is_too_long_is_never_reported_as_a_success(tmp_path):
+    """70 steps of a model with 64 positions: once NaN, with the usual line and exit status 0."""
+    x = keras.Input((None, CHANNELS))
+    model = keras.Model(x, CosFormerAttention(2, 4, max_length=64)(x, x))
+    to_tflite(model, tmp_path / "m.tflite")
+    np.save(tmp_path / "x.npy", np.ones((1, 70, CHANNELS), "float32"))
+    found = copied_runner(tmp_path, "m.tflite", "x.npy", "y.npy")
+    assert (found.returncode, found.stdout) == (1, "")
+    assert re.search(r"Received: .*70", found.stderr)
+    assert not (tmp_path / "y.npy").exists()
+
+
+def test_nan_without_nan_in_the_input_is_refused_and_the_stream_stays(model, device, rng):
+    x = inputs(rng, 1, 2 * CHUNK, CHANNELS)
+    device.read(x[:, :CHUNK])
+
+    def with_nan(run):
+        return lambda **inputs: {name: y * np.nan for name, y in run(**inputs).items()}
+
+    runs = dict(device._run)
+    device._run = {key: with_nan(run) for key, run in runs.items()}
+    for method in (device.whole, device.read):
+        with pytest.raises(ValueError, match=r"NaN in \['y'\] from inputs without NaN.*\(1, 16, 6"):
+            method(x[:, CHUNK:])
+    assert device.steps == CHUNK
+    device._run = runs
+    assert_close(device.read(x[:, CHUNK:]), np.asarray(model(x))[:, CHUNK:], 1e-5)
+
+
+def test_nan_in_the_input_may_give_nan(device):
+    x = np.full((1, 3, CHANNELS), np.nan, "float32")
+    assert np.isnan(device.whole(x)).all()
+    assert np.isnan(device.read(x)).all()
+
+
+def test_an_interpreter_that_fails_leaves_the_stream(model, device, rng):
+    x = inputs(rng, 1, CHUNK + 2, CHANNELS)
+    step, device._run["step"] = device._run["step"], mock.Mock(side_effect=RuntimeError("busy"))
+    with pytest.raises(RuntimeError, match="busy"):
+        device.read(x)  # after a chunk
+    assert device.steps == 0
+    device._run["step"] = step
+    assert_close(device.read(x), model(x), 1e-5)
+
+
+def test_no_steps_give_no_outputs(model, device, tmp_path, rng):
+    x = inputs(rng, 1, 10, CHANNELS)
+    device.read(x[:, :5])
+    assert device.read(x[:, :0]).shape == (1, 0, 3)
+    assert_close(device.read(x[:, 5:]), np.asarray(model(x))[:, 5:], 1e-5)
+    to_tflite(two_inputs(), tmp_path / "m.tflite", signatures=["step"], batch_size=None)
+    device = runner.Device(tmp_path / "m.tflite", batch_size=2)
+    found = device.read({"ids": np.zeros((2, 0), "int32"), "z": np.zeros((2, 0, 3), "float32")})
+    assert {name: y.shape for name, y in found.items()} == {"a": (2, 0, 2), "b": (2, 0, 5)}
+    assert device.steps == 0
+
+
+def test_a_state_file_has_the_permissions_of_the_umask(device, tmp_path):
+    before = os.umask(0o027)
+    try:
+        device.save(tmp_path / "state.npz")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "state.npz").stat().st_mode) == 0o640
+
+
+def test_the_example_runs():
+    assert doctest.testmod(runner) == (0, 8)

@@ -38,7 +38,7 @@ def softmax_like(layer, position=None):
     for name in ("query_dense", "key_dense", "value_dense", "output_dense"):
         getattr(softmax, name).set_weights(getattr(layer, name).get_weights())
     if position is not None:
-        position.set_weights(layer.position.get_weights())
+        softmax.position.set_weights(layer.position.get_weights())
     return softmax
 
 
@@ -200,7 +200,7 @@ def test_a_stream_with_summaries_holds_max_length_steps(look_back, rng):
     with scope.opened(scope.Stream()):
         beyond = np.asarray(model(x))
     assert_close(beyond[:, :30], model(x[:, :30]), 1e-5)
-    assert np.all(np.isnan(beyond[:, 30:]))
+    assert np.all(np.isfinite(beyond))
 
 
 def shapes_made(layer, length, causal, **masks):
@@ -287,7 +287,7 @@ def test_cross_attention_is_aligned_by_position(summaries, causal, rng):
     ("arguments", "message"),
     [
         ({"segment_length": 0}, "`segment_length` must be .* segment_length=0"),
-        ({"look_back": -1}, "`look_back` must be .* a number of segments. .* look_back=-1"),
+        ({"look_back": -1}, "`look_back` must be .* look_back=-1"),
         ({"look_back": 1.5}, "look_back=1.5"),
         ({"summaries": "max"}, r"`summaries` must be one of \(None, 'mean', .*summaries='max'"),
         ({"max_length": 5}, "`max_length` is for `summaries`.*max_length=5"),

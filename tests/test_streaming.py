@@ -1,10 +1,13 @@
 """Any model of causal layers as state in, state out; what cannot is named."""
 
+import os
+import threading
+import warnings
+
 import keras
 import numpy as np
 import pytest
-import references
-from support import assert_close
+from support import BACKEND, assert_close, compiled
 from variants import inputs
 
 from keras_cosattn import (
@@ -207,7 +210,7 @@ def test_a_fixed_length_cannot_stream():
     [CosFormerAttention(2, 3, max_length=20), SoftmaxAttention(2, 3, max_length=20)],
     ids=["cosformer", "softmax"],
 )
-def test_a_bounded_stream_ends_with_an_error_and_compiled_with_nan(attention, rng):
+def test_a_bounded_stream_ends_with_an_error_and_is_finite_beyond(attention, rng):
     x = keras.Input((None, CHANNELS))
     model = keras.Model(x, TransformerDecoder(4, attention=attention)(x))
     stream = Streaming(model)
@@ -215,11 +218,11 @@ def test_a_bounded_stream_ends_with_an_error_and_compiled_with_nan(attention, rn
     data = inputs(rng, 1, 20, CHANNELS)
     y, state = stream(data, stream.initial_state(1))
     assert np.isfinite(np.asarray(y)).all()
-    with pytest.raises(ValueError, match=r"ends after 20 steps.*steps up to 21, after 20"):
+    with pytest.raises(ValueError, match=r"stream of '.*' is full: at most 20 steps.*: 21 steps"):
         stream(data[:, :1], state)
     stream(data[:, :1], state, mask=[[False]])  # takes no step
-    y, _ = stream._step(data[:, :1], state)
-    assert np.isnan(np.asarray(y)).all()
+    y, _ = stream._call_in_stream(data[:, :1], state)
+    assert np.isfinite(np.asarray(y)).all()
 
 
 def test_the_state_of_an_endless_stream_stays_as_it_is(rng):
@@ -234,30 +237,6 @@ def test_the_state_of_an_endless_stream_stays_as_it_is(rng):
     assert int(state["cos_former_attention_0_position"][0]) <= 8
 
 
-@pytest.mark.parametrize("mask_kind", [None, "left", "right", "holes"])
-def test_temporal_layers_match_their_sums(mask_kind, rng):
-    from support import random_mask
-
-    x = inputs(rng, 3, 13, CHANNELS)
-    mask = random_mask(rng, mask_kind, 3, 13)
-    real = np.ones((3, 13), bool) if mask is None else mask
-    convolution = CausalConv1D(4, 3, dilation_rate=2, bias_initializer="normal")
-    depthwise = CausalDepthwiseConv1D(3, depth_multiplier=2, bias_initializer="normal")
-    position = PositionEmbedding(13)
-    found = {
-        layer: np.asarray(layer(x, mask=mask))
-        for layer in (convolution, depthwise, RunningMean(), position)
-    }
-    weights = [np.asarray(w, np.float64) for w in convolution.get_weights()]
-    expected = [references.causal_conv1d(x, *weights, dilation_rate=2, mask=mask)]
-    kernel, bias = (np.asarray(w, np.float64) for w in depthwise.get_weights())
-    expected.append(references.causal_depthwise_conv1d(x, kernel, bias, mask=mask))
-    expected.append(references.running_mean(x, mask))
-    expected.append(references.position_embedding(x, position.get_weights()[0], mask))
-    for y, reference in zip(found.values(), expected, strict=True):
-        assert_close(y[real], reference[real])
-
-
 def test_temporal_layers_save_and_load(model, rng, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -265,8 +244,229 @@ def test_temporal_layers_save_and_load(model, rng, tmp_path):
     assert_close(loaded(x), model(x), 0)
 
 
-def test_a_position_embedding_refuses_what_it_cannot_hold():
-    with pytest.raises(ValueError, match=r"sequence_length=0"):
-        PositionEmbedding(0)
-    with pytest.raises(ValueError, match=r"input has 5 steps, but sequence_length=4"):
-        PositionEmbedding(4)(np.zeros((1, 5, 2)))
+def test_a_short_stream_is_checked_within_its_limit(rng):
+    x = keras.Input((None, CHANNELS))
+    stream = Streaming(keras.Model(x, PositionEmbedding(7)(x)))
+    assert stream.max_steps == 7
+
+
+def test_a_layer_of_two_submodels_is_named():
+    x = keras.Input((None, CHANNELS))
+    wide = keras.layers.Conv1D(CHANNELS, 3, padding="same", name="wide")
+    submodel = keras.Model(x, wide(x))
+    with pytest.raises(ValueError, match=r"cannot stream: its layer 'wide' \(Conv1D\)"):
+        Streaming(keras.Model(x, submodel(wide(submodel(x)))))
+    assert "call" not in vars(wide)
+
+
+def test_a_layer_is_blamed_for_its_own_inputs_only():
+    """A layer that takes a list gets other inputs than before, and is not the reason."""
+    x = keras.Input((None, CHANNELS))
+    y = x - keras.ops.mean(x, axis=1, keepdims=True)
+    with pytest.raises(ValueError, match=r"cannot stream: an operation outside its layers"):
+        Streaming(keras.Model(x, keras.layers.Add(name="sum")([y, y])))
+
+
+def test_a_model_with_nan_in_its_weights_is_named():
+    x = keras.Input((None, CHANNELS))
+    model = keras.Model(x, keras.layers.Dense(2, kernel_initializer="ones")(x))
+    model.set_weights([np.full((CHANNELS, 2), np.nan), np.zeros(2)])
+    with pytest.raises(ValueError, match=r"cannot be checked: its outputs .* hold NaN"):
+        Streaming(model)
+
+
+def test_nan_in_pieces_alone_is_a_difference():
+    from keras_cosattn import probe
+
+    x = np.array([[0.0, 1.0, -np.inf]])
+    assert probe.difference(x, [x[:, :1], x[:, 1:]]) == 0
+    assert probe.difference(x, [x[:, :1], np.array([[np.nan, -np.inf]])]) == np.inf
+    assert probe.difference(x, [x[:, :1], np.array([[1.0, np.inf]])]) == np.inf
+    assert probe.difference(x[:, :0], [x[:, :0]]) == 0
+
+
+def test_a_layer_of_half_precision_in_a_float32_model_streams():
+    x = keras.Input((None, CHANNELS))
+    attention = LinearAttention(2, 3, dtype="float16")
+    y = keras.layers.Activation("linear", dtype="float32")(attention(x, x, use_causal_mask=True))
+    assert Streaming(keras.Model(x, y)).state_bytes > 0
+
+
+def test_streaming_changes_no_setting_of_the_process(monkeypatch):
+    """Another thread keeps its filtered tracebacks while a model is refused."""
+    x = keras.Input((None, CHANNELS))
+    attention = SoftmaxAttention(2, 3, name="soft")
+    model = keras.Model(x, attention(x, x, use_causal_mask=True))
+    changes = []
+    monkeypatch.setattr(
+        keras.config, "disable_traceback_filtering", lambda: changes.append("disabled")
+    )
+    for filtering in (True, False):
+        if not filtering:
+            keras.src.utils.traceback_utils.disable_traceback_filtering()
+        try:
+            with pytest.raises(ValueError, match=r"cannot stream") as raised:
+                Streaming(model)
+        finally:
+            keras.config.enable_traceback_filtering()
+        assert "Build it with `max_length`" in str(raised.value)
+        assert "Arguments received" not in str(raised.value)
+        assert "Exception encountered" not in str(raised.value)
+    assert not changes
+
+
+def test_streaming_warns_of_nothing():
+    """JAX warns where float64 is asked for and not enabled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Streaming(model_of())
+
+
+def convolution(activation="relu"):
+    x = keras.Input((None, CHANNELS))
+    return keras.Model(x, RunningMean()(CausalConv1D(4, 3, activation=activation)(x)))
+
+
+def test_a_state_belongs_to_its_weights(rng, tmp_path):
+    model = convolution()
+    stream, path = Streaming(model), tmp_path / "state.npz"
+    _, state = stream(inputs(rng, 1, 5, CHANNELS), stream.initial_state(1))
+    stream.save(state, path)
+    same = keras.models.clone_model(model)
+    same.set_weights(model.get_weights())
+    loaded = Streaming(same).load(path)
+    for name, value in state.items():
+        assert_close(loaded[name], value, 0)
+    with pytest.raises(ValueError, match=r"computed by a model with other weights\. Load it"):
+        Streaming(convolution()).load(path)
+    sigmoid = convolution("sigmoid")
+    sigmoid.set_weights(model.get_weights())
+    with pytest.raises(ValueError, match=r"a model with another architecture\. Load it"):
+        Streaming(sigmoid).load(path)
+
+
+def test_names_and_dropout_do_not_matter_to_a_state(tmp_path):
+    def build(rate, name):
+        x = keras.Input((None, CHANNELS))
+        y = keras.layers.Dropout(rate)(CausalConv1D(4, 3, name=name)(x))
+        return keras.Model(x, keras.layers.Add()([y, keras.layers.Dense(4)(x)]))
+
+    first, second = build(0.1, "first"), build(0.0, "second")
+    second.set_weights(first.get_weights())
+    stream, path = Streaming(first), tmp_path / "state.npz"
+    stream.save(stream.initial_state(2), path)
+    assert Streaming(second).load(path).keys() == stream.state_spec.keys()
+
+
+def test_a_state_file_has_the_modes_of_other_files(stream, tmp_path):
+    path, other = tmp_path / "state.npz", tmp_path / "other"
+    old = os.umask(0o027)
+    try:
+        stream.save(stream.initial_state(1), path)
+        other.write_text("")
+    finally:
+        os.umask(old)
+    assert path.stat().st_mode == other.stat().st_mode
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "state.npz"]
+
+
+def test_masked_steps_of_a_stream_may_hold_anything(stream, rng):
+    x = inputs(rng, 2, 9, CHANNELS)
+    mask = rng.random((2, 9)) < 0.6
+    junk = rng.choice(np.float32([np.nan, np.inf]), x.shape)
+    found, expected = (
+        stream(np.where(mask[..., None], x, fill), stream.initial_state(2), mask)
+        for fill in (junk, np.zeros_like(x))
+    )
+    assert_close(np.asarray(found[0])[mask], np.asarray(expected[0])[mask], EXACT)
+    for name, value in expected[1].items():
+        assert_close(found[1][name], value, EXACT)
+
+
+def test_masked_steps_of_integer_inputs_may_hold_anything(rng):
+    x = keras.Input((None,), dtype="int32")
+    stream = Streaming(keras.Model(x, RunningMean()(keras.layers.Embedding(5, 3)(x))))
+    ids, mask = np.array([[3, 10**6, 2]], "int32"), np.array([[True, False, True]])
+    y, _ = stream(ids, stream.initial_state(1), mask)
+    expected, _ = stream(ids[mask][None], stream.initial_state(1))
+    assert_close(np.asarray(y)[mask], np.asarray(expected)[0], EXACT)
+
+
+def test_no_steps_give_no_outputs_and_the_same_state(stream, rng):
+    _, state = stream(inputs(rng, 2, 5, CHANNELS), stream.initial_state(2))
+    y, new = stream(np.zeros((2, 0, CHANNELS), "float32"), state)
+    assert tuple(y.shape) == (2, 0, 3)
+    for name, value in state.items():
+        assert_close(new[name], value, 0)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="assertions in graphs are TensorFlow's")
+def test_a_graph_asserts_that_a_stream_is_not_full(rng):
+    import tensorflow as tf
+
+    x = keras.Input((None, CHANNELS))
+    stream = Streaming(keras.Model(x, PositionEmbedding(8)(x)))
+    call = tf.function(stream)
+    data = inputs(rng, 1, 5, CHANNELS)
+    _, state = call(data, stream.initial_state(1))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"is full: more than 8 steps"):
+        call(data, state)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="`compiled` is for XLA")
+def test_a_full_stream_stays_finite_where_nothing_can_be_raised(rng):
+    x = keras.Input((None, CHANNELS))
+    stream = Streaming(keras.Model(x, PositionEmbedding(8)(x)))
+    call, state = compiled(stream), stream.initial_state(1)
+    for _ in range(3):
+        y, state = call(inputs(rng, 1, 5, CHANNELS), state)
+        assert np.isfinite(np.asarray(y)).all()
+
+
+def test_streams_of_two_threads_are_apart(stream, model, rng):
+    """The open stream is a context variable."""
+    x, found = inputs(rng, 2, 12, CHANNELS), {}
+
+    def read(i):
+        found[i] = run(stream, x[i : i + 1], [5, 1, 6])[0]
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(2):
+        assert_close(found[i], np.asarray(model(x[i : i + 1])), EXACT)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [SoftmaxAttention(2, 3, max_length=30), LinearAttention(2, 3)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_decoder_with_an_encoder_streams(attention, rng):
+    x, encoded = keras.Input((None, CHANNELS)), keras.Input((None, 6), name="encoded")
+    masked = keras.layers.Masking()(encoded)
+    cross = LinearAttention(2, 3)
+    block = TransformerDecoder(8, attention=attention, cross_attention=cross)
+    model = keras.Model([x, encoded], block(x, masked))
+    data, constant = inputs(rng, 2, 9, CHANNELS), inputs(rng, 2, 5, 6)
+    constant[0, 3:] = 0
+    stream = Streaming(model, [data, constant], constants=["encoded"])
+    state = stream.initial_state(2, {"encoded": constant})
+    whole = model([data, constant])
+    found = []
+    for piece in np.split(data, [4, 5], axis=1):
+        y, state = stream(piece, state)
+        found.append(y)
+    assert_close(np.concatenate(found, axis=1), whole, 1e-5)
+    with pytest.raises(ValueError, match=r"must have a value for each of \['encoded'\]"):
+        stream.initial_state(2)
+
+
+def test_cross_attention_that_counts_queries_does_not_stream(rng):
+    x, encoded = keras.Input((None, CHANNELS)), keras.Input((5, 6), name="encoded")
+    block = TransformerDecoder(8, attention=CosFormerAttention(2, 3, max_length=20))
+    model = keras.Model([x, encoded], block(x, encoded))
+    with pytest.raises(ValueError, match="depend on the positions of the queries"):
+        Streaming(model, constants=["encoded"])

@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from keras_cosattn.component import Component
+
 
 def positive(name: str, value: Any) -> int:
     """Return `value` as an int. Raises ValueError unless it is an integer of at least 1."""
@@ -23,17 +25,15 @@ def optional(check, name: str, value: Any) -> int | None:
     return None if value is None else check(name, value)
 
 
-def own_copy(value: Any) -> Any:
+def own_copy(value: Any, dtype: Any) -> Any:
     """Return an object of the same configuration, from an object, its saved form or None.
 
-    A layer copies every object with weights or random numbers that it is given. So one object may
-    be given to many layers, and each of them saves and loads its own.
+    A layer copies every component that it is given. So one object may be given to many layers,
+    and each of them saves and loads its own.
     """
     if isinstance(value, dict):
         return keras.saving.deserialize_keras_object(value)
-    if isinstance(value, keras.Layer):
-        return type(value).from_config(value.get_config())
-    return value
+    return value.clone(dtype) if isinstance(value, Component) else value
 
 
 def _integer(name, value, least):

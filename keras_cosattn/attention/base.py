@@ -1,8 +1,8 @@
-"""The base of the attention layers: projections, masks, head groups, dropout, config, streams."""
+"""The base of the attention layers: how a call passes through one."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -10,6 +10,7 @@ from keras import ops
 from keras_cosattn import scope
 from keras_cosattn.attention import refusals
 from keras_cosattn.attention.call_inputs import CallInputs, check_shapes, differ, read_call
+from keras_cosattn.attention.constant_values import attend_to_constants, attends_to_constants
 from keras_cosattn.attention.projections import HeadProjections
 from keras_cosattn.layout import CallLayout
 from keras_cosattn.ops import arrays
@@ -87,6 +88,8 @@ class Attention(HeadProjections):
     """
 
     accepts_attention_mask = False
+    queries_are_independent = False  # without `position`: no output depends on other queries
+    limit_advice = "Build the layer with a larger `max_length`, or shorten the input."
     needs_valid_first = False  # `_mix` and `_attend_in_stream` want the valid steps first
 
     @property
@@ -123,6 +126,9 @@ class Attention(HeadProjections):
         )  # fmt: skip
         return self._attend_to(inputs, training, return_attention_scores)
 
+    if TYPE_CHECKING:
+        __call__ = call
+
     def compute_output_spec(
         self, query, value, key=None, query_mask=None, value_mask=None, key_mask=None,
         attention_mask=None, return_attention_scores=False, training=None, use_causal_mask=False,
@@ -130,7 +136,11 @@ class Attention(HeadProjections):
     ):  # fmt: skip
         key = value if key is None else key
         axes = check_shapes(self, query.shape, value.shape, key.shape)
-        if "cross" in self.cannot and (differ(query, value) or differ(value, key)):
+        if use_causal_mask or attention_mask is None:  # a mask can be causal
+            self.refuse("causal" if use_causal_mask else "both ways")
+        if segment_ids is not None:
+            self.refuse("packed")
+        if differ(query, value) or differ(value, key):
             self.refuse("cross")
         shape = self.compute_output_shape(query.shape, value.shape)
         outputs = keras.KerasTensor(shape, dtype=self.compute_dtype)
@@ -162,9 +172,13 @@ class Attention(HeadProjections):
         if stream is None and inputs.is_empty:
             return self._nothing(inputs, return_weights)
         inputs = inputs.zero_masked()
+        if attends_to_constants(stream, inputs.layout.causal):
+            mixed = attend_to_constants(self, inputs, stream, training)
+            mixed = self._gated(inputs.query, mixed)
+            return arrays.zero_masked(mixed, inputs.layout.query_mask), None
         if stream is None and self.sequence_limit is not None:
-            advice = "Build the layer with a larger `max_length`, or shorten the input."
-            inputs = inputs.check_limit(self.sequence_limit, self.name, advice)
+            longest = self._longest(inputs.layout)
+            inputs = inputs.check_limit(longest, self.sequence_limit, self.name, self.limit_advice)
         if self._wants_valid_first(inputs.layout):
             inputs = inputs.valid_first()
         layout, order, weights = inputs.layout, inputs.order, None
@@ -185,6 +199,10 @@ class Attention(HeadProjections):
             return mixed, None
         s = inputs.layout.key_steps
         return mixed, ops.zeros((b, self.num_heads, t, s), self.compute_dtype)
+
+    def _longest(self, layout: CallLayout) -> Any:
+        """What `sequence_limit` limits."""
+        return arrays.maximum(layout.longest_queries(), layout.longest_keys())
 
     def _wants_valid_first(self, layout: CallLayout) -> bool:
         return self.needs_valid_first

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_cosattn import limits, scope
 from keras_cosattn.attention.axes import AttentionAxes, Folding
+from keras_cosattn.attention.constant_values import attends_to_constants
 from keras_cosattn.attention.mask_factoring import factor
 from keras_cosattn.layout import CallLayout, StepOrder
 from keras_cosattn.ops import arrays, timesteps
@@ -54,9 +54,9 @@ class CallInputs:
         inputs = self._each(order.sort_queries, order.sort_keys)
         return dataclasses.replace(inputs, layout=layout, order=order)
 
-    def check_limit(self, limit: int, name: str, advice: str) -> CallInputs:
-        """Return the inputs, tied to a check that no sequence has more than `limit` steps."""
-        query = limits.check_steps(self.query, self.layout.longest(), limit, name, advice)
+    def check_limit(self, longest: Any, limit: int, name: str, advice: str) -> CallInputs:
+        """Return the inputs, tied to a check that `longest` is at most `limit` steps."""
+        query = limits.check_steps(self.query, longest, limit, name, advice)
         return dataclasses.replace(self, query=query)
 
     def unfold(self, outputs: Any) -> Any:
@@ -133,9 +133,13 @@ def read_call(
         query_mask = timesteps.combine(query_mask, rows)
     key_mask = timesteps.combine(value_mask, key_mask)
 
+    to_constants = attends_to_constants(stream, use_causal_mask)
+    stream_mask = None if stream is None else stream.mask
+    if to_constants:
+        query_mask = timesteps.combine(stream_mask, query_mask)
     reasons = {
         "`segment_ids` number the steps of one sequence": segment_ids is not None,
-        "a stream is one sequence": stream is not None,
+        "a stream is one sequence": stream is not None and not to_constants,
         "the layer compares the steps of one sequence": "cross" in layer.cannot,
         "a causal call without `query_mask` takes the mask of the values for both": (
             use_causal_mask and query_mask is None and key_mask is not None
@@ -146,7 +150,7 @@ def read_call(
     if reason is not None:
         _check_one_sequence(layer, reason, query, value, key)
         mask = query_mask if key_mask is query_mask else timesteps.combine(query_mask, key_mask)
-        mask = timesteps.combine(None if stream is None else stream.mask, mask)
+        mask = timesteps.combine(stream_mask, mask)
         query_mask = key_mask = mask
     layout = CallLayout(
         query_steps=ops.shape(query)[1],  # read before the projections: later, reading it would
@@ -213,19 +217,16 @@ def _check_one_sequence(layer, reason, query, value, key):
 def differ(first: Any, second: Any) -> bool:
     """Whether it is known that two tensors differ.
 
-    Symbolic tensors of the functional API differ unless they are one. Numbers are compared where
-    they are known, shapes elsewhere.
+    Numbers are compared where they are known, static shapes elsewhere.
     """
     if first is second:
         return False
-    if isinstance(first, keras.KerasTensor):
-        return True
     if not all(map(compatible, first.shape, second.shape)):
         return True
     first, second = limits.known_value(first), limits.known_value(second)
     if first is None or second is None:
         return False
-    return not np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
+    return not np.array_equal(first.astype("float64"), second.astype("float64"), equal_nan=True)
 
 
 def _check_no_stream(layer, stream, query):

@@ -44,6 +44,10 @@ class CosFormerAttention(SumsAttention):
     """
 
     bounded = True
+    limit_advice = (
+        "Build the layer with a larger `max_length`, or for causal input without end with "
+        "`horizon` instead."
+    )
 
     def __init__(
         self,

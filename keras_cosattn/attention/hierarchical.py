@@ -78,6 +78,8 @@ class HierarchicalAttention(Attention):
         unit_ids: `(b, t)` integer: runs of equal ids are the units of level 1. Not in a stream.
     """
 
+    needs_valid_first = True
+
     def __init__(
         self,
         num_heads,

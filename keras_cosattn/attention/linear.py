@@ -34,12 +34,13 @@ class LinearAttention(SumsAttention):
     """
 
     accepts_positions = ("rotation",)
+    queries_are_independent = True
 
     def __init__(
         self, num_heads, key_dim, *args, feature_map="elu+1", chunk_size=CHUNK_SIZE, **kwargs
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
-        self.feature_map = feature_map = own_copy(feature_map)
+        self.feature_map = feature_map = own_copy(feature_map, self.dtype_policy)
         self.chunk_size = positive("chunk_size", chunk_size)
         self._phi = pointwise_features.get(feature_map)
 

@@ -37,6 +37,8 @@ class LowRankAttention(Attention):
         projection_initializer: of E and F, `(max_length, rank)` or `(max_length, hk, rank)`.
     """
 
+    queries_are_independent = True
+
     def __init__(
         self,
         num_heads,
@@ -77,6 +79,9 @@ class LowRankAttention(Attention):
     def sequence_limit(self) -> int | None:
         """`max_length`."""
         return self.max_length
+
+    def _longest(self, layout):
+        return layout.longest_keys()
 
     def _mix(self, q, k, v, layout, training):
         return low_rank_attention(

@@ -45,6 +45,7 @@ class PerformerAttention(SumsAttention):
     """
 
     accepts_positions = ("rotation",)
+    queries_are_independent = True
 
     def __init__(
         self,
@@ -58,7 +59,9 @@ class PerformerAttention(SumsAttention):
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         self.num_random_features = positive("num_random_features", num_random_features)
-        self.features = PositiveFeatures() if features is None else own_copy(features)
+        self.features = (
+            PositiveFeatures() if features is None else own_copy(features, self.dtype_policy)
+        )
         if not isinstance(self.features, PositiveFeatures | TrigonometricFeatures):
             raise ValueError(
                 "`features` must be `PositiveFeatures()` or `TrigonometricFeatures()`. "

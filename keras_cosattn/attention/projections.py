@@ -69,7 +69,7 @@ class HeadProjections(keras.layers.Layer):
         self.attention_axes = keras_arguments.axes(attention_axes)
         self.sliding_window = keras_arguments.window(type(self), sliding_window)
         keras_arguments.check_flash_attention(type(self), flash_attention)
-        self.position = own_copy(position)
+        self.position = own_copy(position, self.dtype_policy)
         refusals.check_position(self, self.position)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)

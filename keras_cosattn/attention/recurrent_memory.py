@@ -197,7 +197,8 @@ class RecurrentMemoryAttention(Attention):
             self._rewritten, k[:, :, :n], v[:, :, :n], tokens,
             size=self.segment_length, mask=mask, state=state,
         )  # fmt: skip
-        k, v = self._keys_and_values(ops.reshape(found, (b, -1, width)))
+        tokens_in_all = ops.shape(found)[1] * r
+        k, v = self._keys_and_values(ops.reshape(found, (b, tokens_in_all, width)))
         read = read_tokens(
             q, k, v, size=self.segment_length, count=r, position=position,
             dropout=self._drop(training),

@@ -66,9 +66,10 @@ def bucket_attention(
     k_steps = {name: arrays.pad_start(x, before) for name, x in steps.items()}
 
     def sees(q, k):
-        first = r
+        rounds = ops.arange(r + 1, dtype="int32")  # a Python integer has the default type
+        first = rounds[r]
         for i in reversed(range(r)):
-            first = ops.where(_near(q[f"code_{i}"], k[f"code_{i}"]), i, first)
+            first = ops.where(_near(q[f"code_{i}"], k[f"code_{i}"]), rounds[i], first)
         seen = first == q["round"]  # each pair in one round, the first that shows it
         return ops.logical_and(seen, k["position"] <= q["position"]) if causal else seen
 
@@ -160,12 +161,11 @@ def _sort(buckets, count, size, mask, segments):
     if mask is not None:
         mask = rows_of_heads(mask, h * r)
         buckets = ops.where(mask, buckets, count)
-    key = buckets * t + ops.arange(t, dtype="int32")  # all differ: any sort is stable
-    order = ops.argsort(key, axis=1)
-    group = buckets
+    order = timesteps.stable_argsort(buckets)
+    group = timesteps.segment_numbers(ops.take_along_axis(buckets, order, axis=1))
     if segments is not None:
-        group = buckets * t + rows_of_heads(segments, h * r)
-    group = timesteps.segment_numbers(ops.take_along_axis(group, order, axis=1))
+        segments = ops.take_along_axis(rows_of_heads(segments, h * r), order, axis=1)
+        group = timesteps.segment_numbers(group + timesteps.segment_numbers(segments))
     rank = timesteps.positions(t, None, group)
     starts = ops.cast(rank % size == 0, "int32")
     codes = ops.cumsum(starts, axis=1) + group + 1

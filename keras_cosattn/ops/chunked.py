@@ -61,6 +61,8 @@ def causal_sums(
     q_read = q if q_read is None else q_read
     k_write = k if k_write is None else k_write
     t = ops.shape(k)[1]
+    if k.shape[1] == 0:
+        return arrays.zeros_in_time(v, 0), state
     if k.shape[1] == 1 and not strict:
         return _one_step(q_read, k_write, v, state, q_previous, runs)
     one_chunk = isinstance(t, int) and t <= chunk_size
@@ -78,7 +80,7 @@ def causal_sums(
 
     q_read, k_write = _split(q_read, size * group), _split(k_write, size)
     if runs is None:
-        before, state = _sums_before(k_write, v, state, one_chunk)
+        before, state = _sums_before(k_write, v, state, one_chunk, -(-t // size))
         out = out + _read(q_read, before)
     else:
         q_previous = None if q_previous is None else _split(q_previous, size * group)
@@ -95,8 +97,9 @@ def segmented_cumsum(x, ids):
     """
     b, n, width = ops.shape(x)
     side = arrays.ceil_sqrt(n)
-    x = ops.reshape(arrays.pad_end(x, -n % side), (b, -1, side, width))
-    ids = ops.reshape(arrays.hold_end(ids, -n % side), (b, -1, side))
+    rows = -(-n // side)
+    x = ops.reshape(arrays.pad_end(x, -n % side), (b, rows, side, width))
+    ids = ops.reshape(arrays.hold_end(ids, -n % side), (b, rows, side))
     within = ops.matmul(_same_run(ids, x.dtype), x)
     last = ids[:, :, -1]
     totals = ops.matmul(_same_run(last, x.dtype), within[:, :, -1])
@@ -104,7 +107,7 @@ def segmented_cumsum(x, ids):
     carried_ids = ops.concatenate([ids[:, :1, 0], last[:, :-1]], axis=1)
     goes_on = ops.cast(ops.equal(ids, ops.expand_dims(carried_ids, 2)), x.dtype)
     carried = ops.expand_dims(carried, 2) * ops.expand_dims(goes_on, 3)
-    return ops.reshape(within + carried, (b, -1, width))[:, :n]
+    return ops.reshape(within + carried, (b, rows * side, width))[:, :n]
 
 
 def _same_run(ids, dtype):
@@ -172,12 +175,12 @@ def _sees(runs, group, reach):
     return ops.expand_dims(ops.logical_and(ahead >= 0, ahead <= reach), 1)
 
 
-def _sums_before(k_write, v, state, one_chunk):
+def _sums_before(k_write, v, state, one_chunk, count):
     """The sums before each chunk `(z, h, f, e)`, and after the last."""
     new = _outer(k_write, v)
     if one_chunk:
         return state["sums"], {"sums": state["sums"] + new}
-    new = _with_chunks(new, state["sums"])
+    new = _with_chunks(new, state["sums"], count)
     sums = ops.cumsum(ops.concatenate([_flat(state["sums"]), new], axis=1), axis=1)
     like = state["sums"]
     return _unflat(sums[:, :-1], like), {"sums": _unflat(sums[:, -1:], like)}
@@ -187,22 +190,22 @@ def _read_runs(q_read, q_previous, k_write, v, state, runs, group):
     """What each row reads from the chunks before its own, and the state after the last."""
     like = state["sums"]
     last = runs[:, :, -1]  # (b, n)
-    ids = ops.concatenate([ops.zeros_like(last[:, :1]), last], axis=1)
-    came = ids[:, :-1]  # the run whose sums each chunk finds
+    ids = ops.concatenate([ops.zeros((ops.shape(runs)[0], 1), "int32"), last], axis=1)
+    found = ids[:, :-1]  # the run whose sums each chunk finds
 
     def written_by(run):
         chosen = ops.equal(runs, ops.expand_dims(run, 2))
-        return _with_chunks(_outer(_choose(chosen, k_write), v), like)
+        return _with_chunks(_outer(_choose(chosen, k_write), v), like, ops.shape(runs)[1])
 
     sums = ops.concatenate([_flat(like), written_by(last)], axis=1)
     sums = segmented_cumsum(sums, ids)
     before, state_after = _unflat(sums[:, :-1], like), {"sums": _unflat(sums[:, -1:], like)}
-    rows = arrays.each_row(runs - ops.expand_dims(came, 2), group, axis=2)
+    rows = arrays.each_row(runs - ops.expand_dims(found, 2), group, axis=2)
     own, next_ = ops.equal(rows, 0), ops.equal(rows, 1)
     if q_previous is None:
         return _read(_choose(own, q_read), before), state_after
 
-    step = ops.expand_dims(last - came, 2)
+    step = ops.expand_dims(last - found, 2)
     goes_on, next_one = (ops.cast(x, sums.dtype) for x in (ops.equal(step, 0), ops.equal(step, 1)))
     new = (written_by(last - 1) + sums[:, :-1] * next_one) * (1.0 - goes_on)
     previous = ops.concatenate([_flat(state["previous"]), new], axis=1)
@@ -227,12 +230,13 @@ def _split(x, size):
 def _split_ids(ids, size):
     """`(b, t) -> (b, n, size)`, the last id held after the end."""
     b, t = ops.shape(ids)
-    return ops.reshape(arrays.hold_end(ids, -t % size), (b, -1, size))
+    return ops.reshape(arrays.hold_end(ids, -t % size), (b, -(-t // size), size))
 
 
 def _join(x, rows, b):
     """`(z, C g, h, e) -> (b, t g, h, e)`."""
-    return ops.reshape(x, (b, -1, *x.shape[2:]))[:, :rows]
+    padded = -(-rows // x.shape[1]) * x.shape[1]
+    return ops.reshape(x, (b, padded, *x.shape[2:]))[:, :rows]
 
 
 def _flat(sums):
@@ -241,10 +245,10 @@ def _flat(sums):
     return ops.reshape(sums, (-1, 1, h * f * e))
 
 
-def _with_chunks(new, like):
+def _with_chunks(new, like, count):
     """`(z, h, f, e) -> (b, n, h f e)`."""
     h, f, e = like.shape[1:]
-    return ops.reshape(new, (ops.shape(like)[0], -1, h * f * e))
+    return ops.reshape(new, (ops.shape(like)[0], count, h * f * e))
 
 
 def _unflat(x, like):

@@ -101,6 +101,7 @@ def _of_any(q, k, v, size, group, mask, segments, state, delta_rule, means):
     position = timesteps.positions(t, None, segments, None if state is None else state["position"])
     ends = ops.broadcast_to(position % size == size - 1, (b, t))
     end, flags, came, in_front, behind = _where_segments_end(ends, mask, segments, size)
+    flags = ops.cast(flags, k.dtype)
     real = t if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1)
     length = 0
     if state is None:
@@ -113,7 +114,7 @@ def _of_any(q, k, v, size, group, mask, segments, state, delta_rule, means):
 
     index = ops.arange(size, dtype="int32")
     steps = ops.expand_dims(end, 2) + index + (length + 1 - size)
-    steps = ops.reshape(ops.maximum(steps, 0), (b, -1))
+    steps = ops.reshape(ops.maximum(steps, 0), (b, ops.shape(end)[1] * size))
     written_k, written_v = (timesteps.take_steps(x, steps) for x in (k, v))
     if means:
         finished = state["position"] // size
@@ -162,7 +163,6 @@ def _where_segments_end(ends, mask, segments, size):
     flags = ops.stack([last == came, end_run == came, end_run == last], axis=2)
     behind = ops.logical_and(index > ops.expand_dims(end, 2), runs == ops.expand_dims(end_run, 2))
     in_front = ops.logical_and(runs == ops.expand_dims(came, 2), ops.logical_not(behind))
-    flags = ops.cast(flags, "float32")
     return end, flags, None if segments is None else came, in_front, behind
 
 
@@ -174,10 +174,10 @@ def _memories(k, v, flags, sums, came, delta_rule):
         flags, came: of `_where_segments_end`.
         sums: what the first chunk finds.
     """
-    b = ops.shape(sums)[0]
+    b, n = ops.shape(flags)[:2]
 
     def flat(x):
-        return ops.reshape(x, (b, -1, math.prod(x.shape[1:])))
+        return ops.reshape(x, (b, n, math.prod(x.shape[1:])))
 
     def step(inputs, found):
         of_k, of_v = math.prod(k.shape[1:]), math.prod(v.shape[1:])
@@ -189,11 +189,11 @@ def _memories(k, v, flags, sums, came, delta_rule):
         return ops.reshape(found * goes_on + new, (b, math.prod(sums.shape[1:])))
 
     start = ops.reshape(sums, (b, math.prod(sums.shape[1:])))
-    inputs = ops.concatenate([flat(k), flat(v), ops.cast(flags, k.dtype)], axis=2)
+    inputs = ops.concatenate([flat(k), flat(v), flags], axis=2)
     if delta_rule:
         found = states_before(step, inputs, start)
     else:
-        new = flat(_write(k, v, None, False)) * ops.cast(flags[:, :, 2:], k.dtype)
+        new = flat(_write(k, v, None, False)) * flags[:, :, 2:]
         found = ops.concatenate([ops.expand_dims(start, 1), new[:, :-1]], axis=1)
         found = ops.cumsum(found, axis=1) if came is None else segmented_cumsum(found, came)
     after = step(inputs[:, -1], found[:, -1])
@@ -202,7 +202,7 @@ def _memories(k, v, flags, sums, came, delta_rule):
 
 def _flag(flags, i):
     """Flag i of `(..., 3)`, for tensors of rank 4."""
-    return ops.reshape(ops.cast(flags[..., i], "float32"), (-1, 1, 1, 1))
+    return ops.reshape(flags[..., i], (-1, 1, 1, 1))
 
 
 def _choose(chosen, q, group):
@@ -219,4 +219,5 @@ def _chunks(x, size):
 
 def _steps(x, b, length):
     """The inverse of `_chunks`."""
-    return ops.reshape(x, (b, -1, *x.shape[2:]))[:, :length]
+    padded = -(-length // x.shape[1]) * x.shape[1]
+    return ops.reshape(x, (b, padded, *x.shape[2:]))[:, :length]

@@ -102,7 +102,7 @@ def attention_weights(q, k, allowed=None, bias=None):
 def _logits(q, k, allowed, bias):
     logits = scores(q, k) / math.sqrt(q.shape[-1])
     if bias is not None:
-        logits = logits + bias
+        logits = logits + ops.cast(bias, logits.dtype)
     return logits if allowed is None else ops.where(allowed, logits, FORBIDDEN)
 
 

@@ -77,7 +77,8 @@ def _members(similarity, size, mask, segments):
         group = ops.ones_like(order)
     else:
         segments = rows_of_heads(segments, h * c)
-        order = ops.argsort(segments * t + ops.argsort(order, axis=1), axis=1)
+        by_segment = timesteps.stable_argsort(ops.take_along_axis(segments, order, axis=1))
+        order = ops.take_along_axis(order, by_segment, axis=1)
         group = ops.take_along_axis(segments, order, axis=1)
         rank = timesteps.positions(t, None, timesteps.segment_numbers(group))
         group = ops.where(rank < size, group + 1, 0)

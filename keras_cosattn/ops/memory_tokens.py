@@ -88,21 +88,21 @@ def read_tokens(q, k, v, *, size, count, position=None, dropout=None):
     if position is None:
         k, v, allowed = *of_own, None
     else:
-        k, v = (_with_the_next(x, b) for x in of_own)
+        k, v = (_with_the_next(x, b, blocks + 1) for x in of_own)
         begun = ops.expand_dims(position % size, 1) + ops.arange(length, dtype="int32")
         own = ops.expand_dims(begun < size, 2)
         own = ops.broadcast_to(own, (b, length, count))
         allowed = ops.concatenate([own, ops.logical_not(own)], axis=2)
         allowed = ops.expand_dims(ops.repeat(allowed, blocks, axis=0), 1)
     mixed, _, totals = dense.attend(q, k, v, allowed, dropout, log_totals=True)
-    mixed = ops.reshape(mixed, (b, -1, *mixed.shape[2:]))[:, :t]
+    mixed = ops.reshape(mixed, (b, blocks * length, *mixed.shape[2:]))[:, :t]
     totals = ops.transpose(totals, (0, 2, 1))
-    return mixed, ops.reshape(totals, (b, -1, totals.shape[2]))[:, :t]
+    return mixed, ops.reshape(totals, (b, blocks * length, totals.shape[2]))[:, :t]
 
 
-def _with_the_next(x, b):
-    """The tokens of each of n + 1 segments, but the last, and of the next: `(b * n, 2 r, h, d)`."""
+def _with_the_next(x, b, count):
+    """The tokens of each of `count` segments but the last, and of the next: `(z, 2 r, h, d)`."""
     width = math.prod(x.shape[1:])
-    each = ops.reshape(x, (b, -1, width))
+    each = ops.reshape(x, (b, count, width))
     both = ops.concatenate([each[:, :-1], each[:, 1:]], axis=2)
     return ops.reshape(both, (-1, 2 * x.shape[1], *x.shape[2:]))

@@ -1,11 +1,21 @@
-"""Feature maps of linear attention: `phi(q) . phi(k)` stands where softmax has `exp(q . k)`."""
+"""Feature maps of linear attention: `phi(q) . phi(k)` takes the place of softmax's `exp(q . k)`.
+
+All of them compute in float32, or in float64 for float64 inputs.
+"""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 from keras import ops
 
 from keras_cosattn.ops import arrays
+from keras_cosattn.ops.roll import roll
+
+FeatureMapName = Literal["elu+1", "relu", "squared_relu", "identity", "taylor"]
 
 LARGEST_QUERY = 20.0
 KEY_RANGE = (-40.0, 30.0)
@@ -13,74 +23,141 @@ KEY_RANGE = (-40.0, 30.0)
 e^14 steps, e^6 features and values of e^7 sums stay below e^(20 + 30 + 27), and float32 ends at
 e^88."""
 
-
-def elu_plus_one(x):
-    """`elu(x) + 1`: positive everywhere. Katharopoulos et al., 2020, eq. 7."""
-    return ops.elu(x) + 1.0
+SMALLEST_NUMBER = float(np.finfo("float32").min)
 
 
-def relu(x):
-    """`max(x, 0)`. The map of cosFormer (Qin et al., 2022)."""
-    return ops.relu(x)
+def elu_plus_one(x: Any) -> Any:
+    """Return `elu(x) + 1`, which is `x + 1` for x > 0, and `exp(x)` otherwise.
+
+    The features are positive down to x = -87, where float32 ends: nothing is subtracted, as the
+    sum of `elu(x)`, close to -1, and 1 would do.
+
+    Args:
+        x: tensor of any shape.
+
+    Returns:
+        Tensor of the same shape, in float32 or float64.
+
+    Example:
+    >>> from keras_cosattn.ops import elu_plus_one
+    >>> [round(float(y), 4) for y in elu_plus_one(np.array([-2.0, 0.0, 3.0]))]
+    [0.1353, 1.0, 4.0]
+
+    Reference:
+        - [Katharopoulos et al., 2020](https://arxiv.org/abs/2006.16236), equation 7
+    """
+    x = arrays.accumulate(x)
+    positive = ops.relu(x)
+    return positive + ops.exp(x - positive)
 
 
-def squared_relu(x):
-    """`max(x, 0)^2`. "Squared ReLU" of So et al., 2021 (Primer)."""
-    return ops.square(ops.relu(x))
+def relu(x: Any) -> Any:
+    """Return `max(x, 0)` in float32 or float64: the feature map of cosFormer.
+
+    Example:
+    >>> from keras_cosattn.ops import relu
+    >>> [float(y) for y in relu(np.array([-2.0, 3.0]))]
+    [0.0, 3.0]
+
+    Reference:
+        - [Qin et al., 2022](https://arxiv.org/abs/2202.08791)
+    """
+    return ops.relu(arrays.accumulate(x))
 
 
-def identity(x):
-    """`x`: weights can be negative, and their sum can be near zero."""
-    return x
+def squared_relu(x: Any) -> Any:
+    """Return `max(x, 0)^2` in float32 or float64.
+
+    Example:
+    >>> from keras_cosattn.ops import squared_relu
+    >>> [float(y) for y in squared_relu(np.array([-2.0, 3.0]))]
+    [0.0, 9.0]
+
+    Reference:
+        - [So et al., 2021 (Primer)](https://arxiv.org/abs/2109.08668), "Squared ReLU"
+    """
+    return ops.square(relu(x))
 
 
-def taylor(x):
-    """`[1, y_i, y_i^2 / sqrt(2), y_i y_j (i < j)]`, `y = x / d^(1/4)`; (d + 1) (d + 2) / 2 of them.
+def identity(x: Any) -> Any:
+    """Return `x` in float32 or float64: weights can be negative, and their sum can be near zero.
 
-    `phi(q) . phi(k) = 1 + z + z^2 / 2` with `z = q . k / sqrt(d)`: the start of the series of
-    `exp(z)`, never less than 1/2. Arora et al., 2024 (Based), section 4.1; where the paper has
-    d^2 products we keep each pair once, with the same inner product. Meant for small d: 16 there.
+    Example:
+    >>> from keras_cosattn.ops import identity
+    >>> [float(y) for y in identity(np.array([-2.0, 3.0]))]
+    [-2.0, 3.0]
+    """
+    return arrays.accumulate(x)
+
+
+def taylor(x: Any) -> Any:
+    """Return `[1, y_i, y_i^2 / sqrt(2), y_i y_j (i < j)]` with `y = x / d^(1/4)`.
+
+    `phi(q) . phi(k) = 1 + z + z^2 / 2` with `z = q . k / sqrt(d)`: the first terms of the series of
+    `exp(z)`, never less than 1/2. There are (d + 1) (d + 2) / 2 features: the paper has d^2
+    products, here each pair is kept once, with the same inner product. It is meant for small d; the
+    paper uses 16.
+
+    Args:
+        x: tensor of shape `(..., d)`.
+
+    Returns:
+        Tensor of shape `(..., (d + 1) (d + 2) / 2)`, in float32 or float64.
+
+    Reference:
+        - [Arora et al., 2024 (Based)](https://arxiv.org/abs/2402.18668), section 4.1
     """
     d = x.shape[-1]
     x = arrays.accumulate(x) / math.sqrt(math.sqrt(d))
-    first, second = np.triu_indices(d)
-    factors = np.where(first == second, math.sqrt(0.5), 1.0)
+    first, second = (index.astype("int32") for index in np.triu_indices(d))
     pairs = ops.take(x, first, axis=-1) * ops.take(x, second, axis=-1)
-    return ops.concatenate([ops.ones_like(x[..., :1]), x, pairs * ops.cast(factors, x.dtype)], -1)
+    factors = np.where(first == second, math.sqrt(0.5), 1.0)
+    pairs = pairs * ops.convert_to_tensor(factors, x.dtype)
+    return ops.concatenate([ops.ones_like(x[..., :1]), x, pairs], axis=-1)
 
 
-def dpfp(x, nu=1):
-    """`r_i r_(i + j)` for j = 1 ... nu, with `r = relu([x, -x])`: 2 d nu features, mostly zero.
+def dpfp(x: Any, nu: int = 1) -> Any:
+    """Return `r_i r_(i + j)` for j = 1 .. nu, with `r = relu([x, -x])`.
 
-    i + j counts around the 2 d entries of r. Schlag et al., 2021, eq. 37.
+    i + j counts around the 2 d entries of r. Most of the 2 d nu features are zero.
+
+    Args:
+        x: tensor of shape `(..., d)`.
+        nu: int, the largest j. Defaults to `1`.
+
+    Returns:
+        Tensor of shape `(..., 2 d nu)`, in float32 or float64.
+
+    Reference:
+        - [Schlag et al., 2021](https://arxiv.org/abs/2102.11174), equation 37
     """
+    x = arrays.accumulate(x)
     both = ops.relu(ops.concatenate([x, -x], axis=-1))
-    turned = (_turn_back(both, j % both.shape[-1]) for j in range(1, nu + 1))
-    return ops.concatenate([both * other for other in turned], axis=-1)
+    return ops.concatenate([both * roll(both, -j) for j in range(1, nu + 1)], axis=-1)
 
 
-def _turn_back(x, steps):
-    """`ops.roll(x, -steps, axis=-1)`, for which TFLite has no operation."""
-    return ops.concatenate([x[..., steps:], x[..., :steps]], axis=-1)
+def exp_of_queries(exponents: Any) -> Any:
+    """Return `exp(x)` times a factor for each row, with which the largest feature is e^20.
 
-
-def exp_of_queries(exponents):
-    """`exp(x)` times a factor for each row, which attention divides out: the largest is e^20."""
-    largest = ops.stop_gradient(ops.max(exponents, axis=-1, keepdims=True))
+    Attention divides the factor out.
+    """
+    # With an initial value Keras also takes the maximum of a tensor without rows.
+    largest = ops.max(exponents, axis=-1, keepdims=True, initial=SMALLEST_NUMBER)
+    largest = ops.stop_gradient(largest)
     return ops.exp(exponents - largest + LARGEST_QUERY)
 
 
-def exp_of_keys(exponents):
-    """`exp(x)`, x held within -40 and 30.
+def exp_of_keys(exponents: Any) -> Any:
+    """Return `exp(x)`, with x clipped to the range from -40 to 30.
 
-    A factor like that of queries would have to be one for all keys that are summed, also those
-    still to come. Within the range nothing is changed; beyond it float32 sums would be zero or
+    A factor like that of the queries would have to be the same for all keys that are summed, also
+    for future ones. Inside the range nothing changes; outside, float32 sums would be zero or
     overflow.
     """
     return ops.exp(ops.clip(exponents, *KEY_RANGE))
 
 
-FEATURE_MAPS = {
+FEATURE_MAPS: dict[str, Callable[[Any], Any]] = {
     "elu+1": elu_plus_one,
     "relu": relu,
     "squared_relu": squared_relu,
@@ -89,10 +166,11 @@ FEATURE_MAPS = {
 }
 
 
-def get(feature_map):
-    """The map of that name, or the callable itself.
+def get(feature_map: FeatureMapName | Callable[..., Any]) -> Callable[..., Any]:
+    """Return the feature map of that name, or the callable itself.
 
-    Raises ValueError for any other argument, listing the names.
+    Raises:
+        ValueError: for any other argument. The message lists the names.
     """
     if callable(feature_map):
         return feature_map

@@ -74,6 +74,15 @@ def valid_first(mask):
     return ops.argsort(inverse, axis=1), inverse
 
 
+def stable_argsort(numbers):
+    """The order that sorts integers `(b, t)` along t. Equal numbers keep their order.
+
+    Every backend's `argsort` is stable for integers, and so is TFLite's TOPK_V2. A key that holds
+    the number and the step would overflow int32.
+    """
+    return ops.argsort(numbers, axis=1)
+
+
 def last_valid(x, mask, length):
     """The last `length` of steps `x (b, n + t, ...)`: n that count, then those real in `mask`.
 
@@ -90,7 +99,10 @@ def take_steps(x, order):
     """`x (b, t, ...)` at the steps `order (b or 1, n)`: `(b, n, ...)`."""
     b, t = ops.shape(x)[:2]
     first = ops.expand_dims(ops.arange(b, dtype="int32") * t, 1)
-    return ops.take(ops.reshape(x, (b * t, *x.shape[2:])), first + order, axis=0)
+    taken = ops.take(ops.reshape(x, (b * t, *x.shape[2:])), first + order, axis=0)
+    if 0 in x.shape[:2]:  # from an empty tensor, JAX takes a tensor without the axes of the order
+        taken = ops.reshape(taken, (b, ops.shape(order)[1], *x.shape[2:]))
+    return taken
 
 
 def advance(start, length, mask=None):

@@ -7,6 +7,8 @@ loop: blocks are a batch axis, the graph is the same for every length.
 Shapes: n blocks of C steps, z = b * n; S = (before + 1 + after) C keys for each block.
 """
 
+import math
+
 from keras import ops
 
 from keras_cosattn.ops import arrays, dense, timesteps
@@ -59,7 +61,7 @@ def attend_in_blocks(
     """
     b, t = ops.shape(q)[:2]
     if isinstance(t, int) and t <= size:
-        n, size_q, reach = 1, t, (before + 1 + after) * size
+        n, size_q, reach = 1, max(t, 1), (before + 1 + after) * size
         reach = min(reach, k.shape[1] or reach)
     else:
         n, size_q, reach = -(-t // size), size, None
@@ -104,11 +106,11 @@ def attend_in_blocks(
         added = ops.expand_dims(ops.expand_dims(k_steps["bias"], 1), 1)
         bias = added if bias is None else bias + added
     found = dense.attend(q, k, v, ops.expand_dims(allowed, 1), dropout, bias, log_totals)
-    mixed = ops.reshape(found[0], (b, -1, *found[0].shape[2:]))[:, :t]
+    mixed = ops.reshape(found[0], (b, n * size_q, *found[0].shape[2:]))[:, :t]
     if not log_totals:
         return mixed
     totals = ops.transpose(found[2], (0, 2, 1))
-    return mixed, ops.reshape(totals, (b, -1, totals.shape[2]))[:, :t]
+    return mixed, ops.reshape(totals, (b, n * size_q, totals.shape[2]))[:, :t]
 
 
 def _reach(x, n, size, before, after, earlier=None):
@@ -131,8 +133,8 @@ def _join(x, more, n):
     """`x (b * n, S, ...)` followed by `more (b, m, ...)` for each of the n blocks."""
     if not (isinstance(n, int) and n == 1):
         b, m = ops.shape(more)[:2]
-        each = ops.expand_dims(ops.reshape(more, (b, -1)), 1)
-        each = ops.broadcast_to(each, (b, n, ops.shape(each)[2]))
+        width = m * math.prod(x.shape[2:])
+        each = ops.broadcast_to(ops.reshape(more, (b, 1, width)), (b, n, width))
         more = ops.reshape(each, (-1, m, *x.shape[2:]))
     return ops.concatenate([x, more], axis=1)
 

@@ -1,55 +1,81 @@
 """Transformer-XL's relative positions."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 from keras import ops
 
+from keras_cosattn.ops import arrays
 from keras_cosattn.ops.angles import angles, frequencies
-from keras_cosattn.positions.base import Position
+from keras_cosattn.positions.base import LearnedPosition, Shape, Tensor
+
+if TYPE_CHECKING:
+    from keras_cosattn.layer_options import LayerOptions, Unpack
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
-class TransformerXL(Position):
-    """`((q_t + u) . k_s + (q_t + v) . W r_(t-s)) / sqrt(d)`, r the sinusoid of the distance.
+class TransformerXL(LearnedPosition):
+    """`((q_t + u) . k_s + (q_t + v) . W r_(t-s)) / sqrt(d)`, with r the sinusoid of the distance.
 
-    u and v `(h, d)` and W `(h, d, d)` are learned; `r_n = [sin n w_i, cos n w_i]`,
-    `w_i = base^(-2i/d)`. A sine of a difference is a sum of products of sines and cosines, so the
-    second term is an inner product of one vector for each query and one for each key: O(t s d)
-    time for each head, and no vector for each pair. Dai et al., 2019, section 3.3, terms (a)-(d).
+    u and v of shape `(h, d)` and W of shape `(h, d, d)` are learned; `r_n = [sin n w_i, cos n w_i]`
+    with `w_i = base^(-2i/d)`. The sine of a difference is a sum of products of sines and cosines,
+    so the second term is an inner product of one vector for each query and one for each key. The
+    cost is O(t s d) for each head, without a vector for each pair.
 
     Args:
-        base: of the frequencies.
-        initializer: of u, v and W.
+        base: float, base of the frequencies. Defaults to `10000.0`.
+        initializer: initializer of u, v and W. Defaults to `"glorot_uniform"`.
+        **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Example:
+    >>> import keras
+    >>> from keras_cosattn import SoftmaxAttention, TransformerXL
+    >>> layer = SoftmaxAttention(num_heads=2, key_dim=4, position=TransformerXL())
+    >>> x = keras.ops.ones((1, 3, 8))
+    >>> tuple(layer(x, x, use_causal_mask=True).shape)
+    (1, 3, 8)
+
+    Reference:
+        - [Dai et al., 2019](https://arxiv.org/abs/1901.02860), section 3.3, terms (a)-(d)
     """
 
-    kind = "bias"
+    kind: Literal["bias"] = "bias"
 
-    def __init__(self, base=10_000.0, initializer="glorot_uniform", **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        base: float = 10_000.0,
+        initializer: Any = "glorot_uniform",
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
+        super().__init__(initializer, **kwargs)
         self.base = base
-        self.initializer = keras.initializers.get(initializer)
 
-    def build(self, query_shape):
+    def build(self, query_shape: Shape) -> None:
         h, d = query_shape[2:]
         size = 2 * len(frequencies(d))
-        shapes = {"content": (h, d), "distance": (h, d), "kernel": (h, d, size)}
-        for name, shape in shapes.items():
-            weight = self.add_weight(name=name, shape=shape, initializer=self.initializer)
-            setattr(self, name, weight)
+        self.content = self._add("content", (h, d))
+        self.distance = self._add("distance", (h, d))
+        self.kernel = self._add("kernel", (h, d, size))
 
-    def encode(self, q, k, q_positions, k_positions):
-        return ops.cast(q, "float32") + self.content, k
+    def _add(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self.add_weight(name=name, shape=shape, initializer=self.initializer)
 
-    def bias(self, q, q_positions, k_positions):
-        q = ops.cast(q, "float32")
-        start = q_positions[:, :1]  # near the keys: large angles would lose precision
+    def encode(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        q = arrays.accumulate(q)
+        return q + ops.cast(self.content, q.dtype), k
+
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        q = arrays.accumulate(q)
+        distance, kernel = (ops.cast(w, q.dtype) for w in (self.distance, self.kernel))
         rates = frequencies(q.shape[-1], self.base)
-        q_angle, k_angle = (angles(p - start, rates) for p in (q_positions, k_positions))
-        # The weights of sin and cos of the distance, and what they become for each key.
-        sines, cosines = ops.split(
-            ops.einsum("bthd,hdf->bthf", q + self.distance, self.kernel), 2, axis=-1
-        )
+        q_angle, k_angle = (angles(p, rates, q.dtype) for p in (q_positions, k_positions))
+        # The weights of sin and cos of the distance, and the weights of sin and cos of s.
+        sines, cosines = ops.split(ops.einsum("bthd,hdf->bthf", q + distance, kernel), 2, axis=-1)
         sin, cos = (ops.expand_dims(f(q_angle), 2) for f in (ops.sin, ops.cos))
         of_query = ops.concatenate(
             [sines * sin + cosines * cos, cosines * sin - sines * cos], axis=-1
@@ -59,9 +85,5 @@ class TransformerXL(Position):
         of_query = ops.transpose(of_query, (0, 2, 1, 3))
         return ops.matmul(of_query, of_key) / math.sqrt(q.shape[-1])
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "base": self.base,
-            "initializer": keras.initializers.serialize(self.initializer),
-        }
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "base": self.base}

@@ -1,0 +1,5 @@
+"""The command line of `keras_cosattn.export`: one module for each subcommand."""
+
+from keras_cosattn.export.cli.main import main
+
+__all__ = ["main"]

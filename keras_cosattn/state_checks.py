@@ -1,0 +1,106 @@
+"""Checks of a stream's state: its tensors, its batch size, and the end of the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_cosattn import limits
+from keras_cosattn.scope import Stream
+
+Tensor = Any
+Spec = dict[str, tuple[tuple[int, ...], str]]  # name -> (shape without the batch axis, dtype)
+
+
+def spec_of(state: Mapping[str, Tensor]) -> Spec:
+    """Return the shapes without the batch axis and the dtypes of a state's tensors."""
+    return {
+        name: (tuple(x.shape[1:]), keras.backend.standardize_dtype(x.dtype))
+        for name, x in state.items()
+    }
+
+
+def check_state(
+    state: Mapping[str, Tensor], expected: Spec, model_name: str, batch_size: int | None = None
+) -> None:
+    """Raise ValueError if `state` is of another model or batch size.
+
+    Args:
+        state: the state.
+        expected: the model's.
+        model_name: for the message.
+        batch_size: int, that of the inputs. `None` is any.
+    """
+    found = spec_of(state)
+    if found != expected:
+        odd = [
+            name
+            for name in sorted(found.keys() | expected.keys())
+            if found.get(name) != expected.get(name)
+        ]
+        raise ValueError(
+            f"This is not a state of '{model_name}'. It differs in {odd}: expected "
+            f"{[expected.get(name) for name in odd]}, received {[found.get(name) for name in odd]}"
+        )
+    sizes = {x.shape[0] for x in state.values()} - {None}
+    if batch_size is not None and sizes - {batch_size}:
+        raise ValueError(
+            f"The state is for {sorted(sizes)} examples. Received: inputs with {batch_size}. "
+            "Use `initial_state` with the size of the batch."
+        )
+
+
+def checked_mask(mask: Tensor, batch: int | None, steps: int | None) -> Tensor:
+    """Return a mask as a boolean tensor. Raises ValueError unless it fits `(b, t)`."""
+    mask = ops.cast(mask, "bool")
+    if (
+        len(mask.shape) != 2
+        or mask.shape[0] not in (batch, None)
+        or mask.shape[1] not in (steps, None)
+    ):
+        raise ValueError(
+            f"`mask` must have shape (batch, steps) = ({batch}, {steps}). "
+            f"Received: mask.shape={tuple(mask.shape)}"
+        )
+    return mask
+
+
+def check_model(saved: Mapping[str, str], model: Mapping[str, str], name: str, path: Any) -> None:
+    """Raise ValueError if a state was saved with another model, by their fingerprints."""
+    words = {"architecture": "another architecture", "weights": "other weights"}
+    differ = [words[part] for part in words if saved.get(part) != model[part]]
+    if differ:
+        raise ValueError(
+            f"{path} is not a state of '{name}': it was computed by a model with "
+            f"{' and '.join(differ)}. Load it with that model, or use `initial_state`."
+        )
+
+
+def constant_part(stream: Stream) -> dict[str, Tensor]:
+    """Return the tensors of a stream's new state that are the same at every step."""
+    prefixes = tuple(f"{slot}_" for slot in stream.constant_slots)
+    return {name: x for name, x in stream.next_state.items() if name.startswith(prefixes)}
+
+
+def check_end(stream: Stream, outputs: Any, model_name: str) -> tuple[Any, dict[str, Tensor]]:
+    """Return the outputs and the new state of a call, if no layer's state is full.
+
+    Raises:
+        ValueError: If a layer has received more steps than it can hold. In TensorFlow graphs this
+            is an assertion on which the outputs depend; see `limits.check_steps`.
+    """
+    result = outputs, stream.next_state
+    for name, limit in stream.limits.items():
+        result = limits.check_steps(
+            result,
+            stream.next_state[name],
+            limit,
+            f"The stream of '{model_name}' is full",
+            f"`{name}` counts the steps. Build the layer with a larger `max_length`, use a layer "
+            "whose streams have no end, such as CosFormerAttention(horizon=...), or start again "
+            "from a new state.",
+        )
+    return result

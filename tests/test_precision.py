@@ -1,0 +1,77 @@
+"""Float types: every layer computes in the dtype that it is given, and sums in float32 at least."""
+
+import keras
+import numpy as np
+import pytest
+from support import assert_close, float64
+from variants import CAUSAL, DIRECTIONS, STREAMING, WIDTH, build, inputs
+
+from keras_cosattn import SoftmaxAttention, Streaming
+
+every_direction = pytest.mark.parametrize(("case", "causal"), DIRECTIONS)
+
+
+@pytest.fixture(params=["float64", "float16"])
+def floatx(request):
+    """A default float type other than float32."""
+    before = keras.config.floatx()
+    keras.config.set_floatx(request.param)
+    yield request.param
+    keras.config.set_floatx(before)
+
+
+@every_direction
+def test_a_float64_layer_computes_in_float64(case, causal, rng):
+    with float64():
+        layer = build(case, dtype="float64")
+        x = rng.standard_normal((2, 9, WIDTH))
+        mask = rng.random((2, 9)) < 0.7
+        call = {"query_mask": mask, "value_mask": mask, "use_causal_mask": causal}
+        y = layer(x, x, **call)
+        assert keras.backend.standardize_dtype(y.dtype) == "float64"
+        small = build(case)
+        small.set_weights(layer.get_weights())
+        expected = small(x.astype("float32"), x.astype("float32"), **call)
+        assert_close(expected, y, 1e-4)  # float32 beside it
+        _, weights = layer(x, x, return_attention_scores=True, **call)
+        assert keras.backend.standardize_dtype(weights.dtype) == "float64"
+
+
+@pytest.mark.parametrize("case", STREAMING)
+def test_a_float64_stream_keeps_float64(case, rng):
+    with float64():
+        one = keras.Input((None, WIDTH), dtype="float64")
+        layer = build(case, dtype="float64")
+        model = keras.Model(one, layer(one, one, use_causal_mask=True))
+        stream = Streaming(model)
+        dtypes = {dtype for _, dtype in stream.state_spec.values()}
+        assert dtypes <= {"float64", "int32"}
+        x = rng.standard_normal((2, 9, WIDTH))
+        y, state = stream(x[:, :5], stream.initial_state(2))
+        z, _ = stream(x[:, 5:], state)
+        whole = model(x)
+        assert_close(np.concatenate([y, z], axis=1), whole, 1e-10)
+
+
+@pytest.mark.parametrize("case", sorted({case for case, _ in DIRECTIONS}))
+def test_the_default_float_type_may_be_any(case, floatx, rng):
+    with float64():
+        one = keras.Input((9, WIDTH))
+        y = build(case)(one, one, use_causal_mask=case in CAUSAL)
+        model = keras.Model(one, y)
+        model.compile("sgd", "mse", jit_compile=False)
+        x = rng.standard_normal((2, 9, WIDTH)).astype(floatx)
+        model.fit(x, x, verbose=0)
+        assert np.all(np.isfinite(model.predict(x, verbose=0)))
+
+
+def test_weights_keep_their_precision_without_dropout(rng):
+    layer = SoftmaxAttention(2, 4, dtype="mixed_float16")
+    x = inputs(rng, 1, 300, WIDTH)
+    seen = []
+    layer.build(x.shape, x.shape)
+    drop = layer._drop(True)
+    weights = keras.ops.convert_to_tensor(np.full((1, 2, 3, 3), 1 / 3, "float32"))
+    seen = drop(weights)
+    assert keras.backend.standardize_dtype(seen.dtype) == "float32"
+    assert_close(seen, weights, 0)
