@@ -1,18 +1,14 @@
-"""The options of every Keras layer, for type checkers. Nothing imports this at run time."""
+"""The options of every Keras layer, for type checkers."""
 
 from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from typing_extensions import Unpack
-
-__all__ = ["LayerOptions", "Unpack"]
-
 
 class LayerOptions(TypedDict, total=False):
     """Keyword arguments of `keras.layers.Layer`."""
 
-    name: str
+    name: str | None
     trainable: bool
     dtype: Any
     autocast: bool

@@ -154,6 +154,7 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
             self.cross_attention = self._build_attention(
                 "cross_attention", shape, encoder_sequence_shape, self._cross_attention_config
             )
+            self.cross_attention.refuse("cross")
             self.cross_attention_norm = self._build_norm("cross_attention_norm", shape)
             self.cross_attention_dropout = self._build_dropout("cross_attention_dropout")
         self._build_feedforward(shape)

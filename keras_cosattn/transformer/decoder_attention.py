@@ -47,7 +47,7 @@ def attend_to_self(
     outputs = layer(
         x,
         x,
-        query_mask=mask,
+        query_mask=None if use_causal_mask else mask,  # a causal call takes one mask for both
         value_mask=mask,
         attention_mask=attention_mask,
         use_causal_mask=use_causal_mask,

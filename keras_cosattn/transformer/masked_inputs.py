@@ -30,6 +30,9 @@ class MaskedInputs(keras.layers.Layer):
         self.supports_masking = True
         self.built = True
 
+    def compute_mask(self, inputs, previous_mask):
+        return None  # the block passes the mask on as an argument
+
     def call(self, inputs, mask=None, streamed=True):
         stream = scope.current() if streamed else None
         zeros = mask if stream is None else timesteps.combine(mask, stream.mask)

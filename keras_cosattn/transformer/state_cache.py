@@ -10,10 +10,9 @@ import dataclasses
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_cosattn import scope
+from keras_cosattn import limits, scope
 from keras_cosattn.attention import (
     Attention,
     LinearAttention,
@@ -83,9 +82,7 @@ def attend(
     steps = state.pop(STEPS)
     _check_index(layer, index, steps)
     with scope.opened(scope.Stream(state)) as stream:
-        outputs = layer(
-            x, x, query_mask=mask, value_mask=mask, use_causal_mask=True, training=training
-        )
+        outputs = layer(x, x, value_mask=mask, use_causal_mask=True, training=training)
     steps = steps + ops.cast(ops.shape(x)[1], "int32")
     return outputs, {**stream.next_state, STEPS: steps}
 
@@ -125,10 +122,10 @@ def attend_to_memory(layer: Attention, query: Any, memory: dict[str, Any]) -> An
 
 
 def _check_index(layer, index, steps):
-    try:
-        index, steps = int(index), np.asarray(ops.convert_to_numpy(steps))
-    except (NotImplementedError, TypeError, RuntimeError):  # a tensor of a graph, or a tracer
+    known = limits.known_value(index), limits.known_value(steps)
+    if any(value is None for value in known):
         return
+    index, steps = known
     if (steps != index).any():
         raise ValueError(
             f"{layer.path} ({type(layer).__name__}): its state reads each step once and in order. "
