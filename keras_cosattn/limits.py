@@ -78,15 +78,26 @@ def recorded() -> Iterator[list[tuple[int, int | None]]]:
 
 
 def known_value(x: Any) -> np.ndarray | None:
-    """Return `x` as a NumPy array, or None if it is symbolic (in a graph or while tracing)."""
+    """Return `x` as a NumPy array, or None if it is symbolic (in a graph or while tracing).
+
+    A constant of a TensorFlow graph is known.
+    """
     if x is None or isinstance(x, keras.KerasTensor):
         return None
     try:
         value = np.asarray(ops.convert_to_numpy(x))
     except (NotImplementedError, TypeError, RuntimeError):
         # TensorFlow's graph tensors, JAX's tracers, and PyTorch's fake tensors.
-        return None
+        return _constant_of_graph(x)
     return None if value.dtype == object else value  # an object is JAX's symbolic dimension
+
+
+def _constant_of_graph(x: Any) -> np.ndarray | None:
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    return tf.get_static_value(x) if tf.is_tensor(x) else None
 
 
 def _assert_in_graph(x: Any, longest: Any, limit: int, message: str) -> Any:

@@ -15,6 +15,7 @@ from keras_cosattn import (
 from keras_cosattn.ops import pointwise_features
 
 X = np.zeros((2, 5, 11), "float32")
+FULL = np.arange(50).reshape(2, 5, 5) % 3 > 0  # neither padding nor causal
 LINEAR = [name for name in CASES if not name.startswith("Softmax")]
 
 
@@ -52,7 +53,7 @@ def test_a_bad_call_is_refused(case, arguments, message):
 @pytest.mark.parametrize("case", LINEAR)
 def test_a_full_mask_is_refused_with_the_layers_that_take_it(case):
     with pytest.raises(ValueError, match=r"cannot take .*\(2, 5, 5\).*SoftmaxAttention"):
-        build(case)(X, X, attention_mask=np.ones((2, 5, 5)), use_causal_mask=case in CAUSAL)
+        build(case)(X, X, attention_mask=FULL, use_causal_mask=case in CAUSAL)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def own_copy(value: Any, dtype: Any) -> Any:
 def _integer(name, value, least):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(
-            f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
+            f"The argument `{name}` must be an integer of at least {least}. "
+            f"Received: {name}={value!r}"
         )
     return int(value)

@@ -35,14 +35,24 @@ class Attention(HeadProjections):
         value_dim: Integer, e, the size of a value head. Defaults to `key_dim`.
         dropout: Float between 0 and 1, the dropout rate in training. Defaults to `0.0`.
         use_bias: Boolean, whether the projections have a bias. Defaults to `True`.
-        output_shape: Integer, the size of the output's last axis. Defaults to that of the query.
+        output_shape: Integer or tuple of integers, the sizes of the output's last axes. Defaults to
+            the size of the query's last axis.
+        attention_axes: Integer or tuple of integers, the axes that attention mixes, for inputs of
+            a rank above 3. Defaults to all axes but the first and the last.
+        sliding_window: Integer w, for `SoftmaxAttention`: a query sees the keys at less than w
+            steps from it. Defaults to `None`, no window.
+        flash_attention: For compatibility with `keras.layers.MultiHeadAttention`; `None` or
+            `False`. Defaults to `None`.
         kernel_initializer: Initializer of the projections' kernels. Defaults to
             `"glorot_uniform"`.
         bias_initializer: Initializer of the projections' biases. Defaults to `"zeros"`.
         kernel_regularizer: Regularizer of the projections' kernels.
         bias_regularizer: Regularizer of the projections' biases.
+        activity_regularizer: Regularizer of the outputs of each projection.
         kernel_constraint: Constraint of the projections' kernels.
         bias_constraint: Constraint of the projections' biases.
+        use_gate: Boolean, whether a sigmoid projection of the query multiplies what the output
+            projection reads (Qiu et al., 2025). Defaults to `False`.
         seed: Integer, the seed of the dropout.
         num_key_value_heads: Integer, the number of key and value heads, each of which is shared by
             a group of query heads (Ainslie et al., 2023). Defaults to `num_heads`.
@@ -125,8 +135,9 @@ class Attention(HeadProjections):
         segment_ids=None, **more,
     ):  # fmt: skip
         key = value if key is None else key
-        check_shapes(self.name, query.shape, value.shape, key.shape)
-        self.refuse("causal" if use_causal_mask else "both ways")
+        axes = check_shapes(self, query.shape, value.shape, key.shape)
+        if use_causal_mask or attention_mask is None:  # a mask can be causal
+            self.refuse("causal" if use_causal_mask else "both ways")
         if segment_ids is not None:
             self.refuse("packed")
         if differ(query, value) or differ(value, key):
@@ -135,7 +146,7 @@ class Attention(HeadProjections):
         outputs = keras.KerasTensor(shape, dtype=self.compute_dtype)
         if not return_attention_scores:
             return outputs
-        shape = (query.shape[0], self.num_heads, query.shape[1], value.shape[1])
+        shape = axes.scores_shape(query.shape, value.shape, self.num_heads)
         return outputs, keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def refuse(self, use: str) -> None:
@@ -148,13 +159,13 @@ class Attention(HeadProjections):
         watch, stream = scope.watching(), scope.current()
         wants_weights = return_weights or watch is not None
         mixed, weights = self._mixed(inputs, stream, training, wants_weights)
-        outputs = self.output_dense(ops.cast(mixed, self.compute_dtype))
+        outputs = inputs.unfold(self.output_dense(mixed))
         if not wants_weights:
             return outputs
         weights = ops.cast(weights, self.compute_dtype)
         if watch is not None:
             watch(self, weights)
-        return (outputs, weights) if return_weights else outputs
+        return (outputs, inputs.unfold_scores(weights)) if return_weights else outputs
 
     def _mixed(self, inputs, stream, training, return_weights):
         """What each query gets, `(b, t, h, e)`, and if asked for the weights `(b, h, t, s)`."""
@@ -163,6 +174,7 @@ class Attention(HeadProjections):
         inputs = inputs.zero_masked()
         if attends_to_constants(stream, inputs.layout.causal):
             mixed = attend_to_constants(self, inputs, stream, training)
+            mixed = self._gated(inputs.query, mixed)
             return arrays.zero_masked(mixed, inputs.layout.query_mask), None
         if stream is None and self.sequence_limit is not None:
             longest = self._longest(inputs.layout)
@@ -175,7 +187,8 @@ class Attention(HeadProjections):
             mixed, weights = self._attend(q, k, v, layout, training, return_weights)
         else:
             mixed = self._attend_in_stream(q, k, v, layout, stream, training)
-        mixed = order.restore_queries(arrays.zero_masked(mixed, layout.query_mask))
+        mixed = arrays.zero_masked(self._gated(inputs.query, mixed), layout.query_mask)
+        mixed = order.restore_queries(mixed)
         return mixed, None if weights is None else order.restore_weights(weights)
 
     def _nothing(self, inputs, return_weights):
@@ -193,12 +206,6 @@ class Attention(HeadProjections):
 
     def _wants_valid_first(self, layout: CallLayout) -> bool:
         return self.needs_valid_first
-
-    def _project(self, query, key, value):
-        """What `_attend` takes: q `(b, t, h, d)`, k `(b, s, hk, d)`, v `(b, s, hk, e)`."""
-        q = self.query_dense(query)
-        k = q if self.shares_query_and_key else self.key_dense(key)
-        return q, k, self.value_dense(value)
 
     def _attend(self, q, k, v, layout, training, return_weights):
         """Mix v over the whole sequence: `(b, t, h, e)` and, if asked for, `(b, h, t, s)`."""

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_cosattn import limits, scope
+from keras_cosattn.attention.axes import AttentionAxes, Folding
 from keras_cosattn.attention.constant_values import attends_to_constants
 from keras_cosattn.attention.mask_factoring import factor
 from keras_cosattn.layout import CallLayout, StepOrder
@@ -25,6 +26,7 @@ class CallInputs:
         value: `(b, s, m')`.
         layout: A `CallLayout`.
         order: The `StepOrder` that has been applied to the tensors and the layout.
+        folding: The `Folding` that made the tensors. None means that they had this form already.
     """
 
     query: Any
@@ -32,6 +34,7 @@ class CallInputs:
     value: Any
     layout: CallLayout
     order: StepOrder = dataclasses.field(default_factory=StepOrder)
+    folding: Folding | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -55,6 +58,14 @@ class CallInputs:
         """Return the inputs, tied to a check that `longest` is at most `limit` steps."""
         query = limits.check_steps(self.query, longest, limit, name, advice)
         return dataclasses.replace(self, query=query)
+
+    def unfold(self, outputs: Any) -> Any:
+        """Return outputs `(b, t, ...)` with the axes that the query of the call had."""
+        return outputs if self.folding is None else self.folding.unfold(outputs)
+
+    def unfold_scores(self, weights: Any) -> Any:
+        """Return weights `(b, h, t, s)` with the axes that query and value of the call had."""
+        return weights if self.folding is None else self.folding.unfold_scores(weights)
 
     def _each(self, of_queries, of_keys):
         """Apply a function to the query, and one to key and value; once to a shared tensor."""
@@ -95,22 +106,32 @@ def read_call(
     """
     stream = scope.current()
     key = value if key is None else key
-    check_shapes(layer.name, query.shape, value.shape, key.shape)
-    sizes = {
+    axes = check_shapes(layer, query.shape, value.shape, key.shape)
+    arguments = {
         "query_mask": (query_mask, query.shape),
         "value_mask": (value_mask, value.shape),
         "key_mask": (key_mask, value.shape),
         "segment_ids": (segment_ids, query.shape),
         "unit_ids": (unit_ids, query.shape),
     }
-    given = {name: _steps(layer.name, name, x, shape) for name, (x, shape) in sizes.items()}
+    given = {name: _steps(layer.name, name, x, shape) for name, (x, shape) in arguments.items()}
+    folding = None
+    if not axes.is_single:
+        _check_no_stream(layer, stream, query)
+        folding = Folding(axes, ops.shape(query), ops.shape(value))
+        query, value, key = folding.fold_inputs(query, value, key)
+        given = {name: None if x is None else folding.fold(x) for name, x in given.items()}
     query_mask, value_mask, key_mask = (
         _as_bool(given[name]) for name in ("query_mask", "value_mask", "key_mask")
     )
-    attention_mask, padding = factor(layer, attention_mask, query.shape, value.shape)
-    if padding is not None:
-        padding = ops.broadcast_to(padding, ops.shape(value)[:2])
-    key_mask = timesteps.combine(timesteps.combine(value_mask, key_mask), padding)
+    factors = factor(layer, attention_mask, query.shape, value.shape, folding)
+    if factors.key_mask is not None:
+        padding = ops.broadcast_to(factors.key_mask, ops.shape(value)[:2])
+        key_mask = timesteps.combine(key_mask, padding)
+    if factors.query_mask is not None:
+        rows = ops.broadcast_to(factors.query_mask, ops.shape(query)[:2])
+        query_mask = timesteps.combine(query_mask, rows)
+    key_mask = timesteps.combine(value_mask, key_mask)
 
     to_constants = attends_to_constants(stream, use_causal_mask)
     stream_mask = None if stream is None else stream.mask
@@ -123,6 +144,7 @@ def read_call(
         "a causal call without `query_mask` takes the mask of the values for both": (
             use_causal_mask and query_mask is None and key_mask is not None
         ),
+        "`attention_mask` is causal": factors.causal,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is not None:
@@ -137,33 +159,44 @@ def read_call(
         key_mask=key_mask,
         segments=timesteps.segment_numbers(given["segment_ids"]),
         units=timesteps.segment_numbers(given["unit_ids"]),
-        attention_mask=attention_mask,
-        causal=use_causal_mask,
+        attention_mask=factors.attention_mask,
+        causal=use_causal_mask or factors.causal,
         one_sequence=reason is not None,
     )
-    return CallInputs(query, key, value, layout)
+    return CallInputs(query, key, value, layout, folding=folding)
 
 
-def check_shapes(name: str, query_shape: Any, value_shape: Any, key_shape: Any) -> None:
-    """Raise ValueError unless the shapes are `(b, t, m)`, `(b, s, m')` and `(b, s, m'')`."""
+def check_shapes(layer: Any, query_shape: Any, value_shape: Any, key_shape: Any) -> AttentionAxes:
+    """Return the axes that attention mixes.
+
+    Raises:
+        ValueError: Unless the shapes are `(b, *axes, m)`, `(b, *axes, m')` and `(b, *axes, m'')`,
+            those of value and key with the same axes, those of query and value with the same
+            axes where attention does not mix them.
+    """
     shapes = {"query": query_shape, "value": value_shape, "key": key_shape}
-    for argument, shape in shapes.items():
-        if len(shape) != 3:
+    received = ", ".join(f"{name}.shape={tuple(shape)}" for name, shape in shapes.items())
+    for argument in ("query", "value"):
+        if len(shapes[argument]) < 3:
             raise ValueError(
-                f"{name}: `{argument}` must have shape (batch, steps, features). "
-                f"Received: {argument}.shape={tuple(shape)}"
+                f"{layer.name}: `{argument}` must have shape (batch, steps, features). "
+                f"Received: {argument}.shape={tuple(shapes[argument])}"
             )
-    pairs = (
-        (query_shape[0], value_shape[0]),
-        (value_shape[0], key_shape[0]),
-        (value_shape[1], key_shape[1]),
-    )
-    if not all(compatible(*pair) for pair in pairs):
+    if len({len(shape) for shape in shapes.values()}) > 1:
         raise ValueError(
-            f"{name}: query, value and key must agree in batch size, and value and key "
-            f"in length. Received: query.shape={tuple(query_shape)}, "
-            f"value.shape={tuple(value_shape)}, key.shape={tuple(key_shape)}"
+            f"{layer.name}: query, value and key must have as many axes as each other: their "
+            f"ranks must be equal. Received: {received}"
         )
+    axes = AttentionAxes.of(layer.attention_axes, len(query_shape))
+    steps = zip(value_shape[:-1], key_shape[:-1], strict=True)
+    others = ((query_shape[axis], value_shape[axis]) for axis in (0, *axes.others))
+    if not all(compatible(*pair) for pair in (*steps, *others)):
+        raise ValueError(
+            f"{layer.name}: query, value and key must agree in batch size, and value and key "
+            "in length: these sizes, and those of axes that do not attend, must be equal. "
+            f"Received: {received}"
+        )
+    return axes
 
 
 def compatible(n: int | None, other: int | None) -> bool:
@@ -196,16 +229,23 @@ def differ(first: Any, second: Any) -> bool:
     return not np.array_equal(first.astype("float64"), second.astype("float64"), equal_nan=True)
 
 
+def _check_no_stream(layer, stream, query):
+    if stream is not None:
+        raise ValueError(
+            f"{layer.path} ({type(layer).__name__}) cannot stream: its input has rank "
+            f"{len(query.shape)}, and a stream has one axis of steps. Give each sequence a row of "
+            "the batch."
+        )
+
+
 def _steps(layer_name, name, x, shape):
     """`x` as a tensor. Raises ValueError unless its shape is `(b, t)`."""
     if x is None:
         return None
     x = ops.convert_to_tensor(x)
-    if len(x.shape) != 2 or not all(
-        compatible(n, full) for n, full in zip(x.shape, shape, strict=False)
-    ):
+    if len(x.shape) != len(shape) - 1 or not all(map(compatible, x.shape, shape)):
         raise ValueError(
-            f"{layer_name}: `{name}` must have shape (batch, steps) = {tuple(shape[:2])}. "
+            f"{layer_name}: `{name}` must have shape (batch, steps) = {tuple(shape[:-1])}. "
             f"Received: {name}.shape={tuple(x.shape)}"
         )
     return x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -71,12 +71,12 @@ class CompressiveMemoryAttention(Attention):
         self,
         num_heads: int,
         key_dim: int,
-        *,
+        *args: Any,
         segment_length: int = 64,
         delta_rule: bool = False,
         **kwargs: Unpack[AttentionOptions],
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
         self.delta_rule = delta_rule
 

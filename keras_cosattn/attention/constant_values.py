@@ -20,11 +20,13 @@ def attends_to_constants(stream: Stream | None, use_causal_mask: bool) -> bool:
 
 def check_queries_are_independent(layer: Any) -> None:
     """Raise ValueError if the output at one query depends on its position or on other queries."""
-    if not layer.queries_are_independent or layer.position is not None:
+    by_position = layer.position is not None or layer.sliding_window is not None
+    if by_position or not layer.queries_are_independent:
         raise ValueError(
             f"{layer.path} ({type(layer).__name__}) cannot stream in cross-attention: its outputs "
             "depend on the positions of the queries or on other queries. Use SoftmaxAttention, "
-            "LinearAttention or PerformerAttention without `position` as `cross_attention`."
+            "LinearAttention or PerformerAttention, without `position` and `sliding_window`, as "
+            "`cross_attention`."
         )
 
 

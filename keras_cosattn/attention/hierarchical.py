@@ -115,14 +115,14 @@ class HierarchicalAttention(Attention):
         self,
         num_heads: int,
         key_dim: int,
-        *,
+        *args: Any,
         unit_sizes: Sequence[int] = (16, 16),
         aggregator: Literal["attention", "mean"] | keras.Layer | dict[str, Any] = "attention",
         max_units: int | None = None,
         max_length: int | None = None,
         **kwargs: Unpack[AttentionOptions],
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         if not isinstance(unit_sizes, list | tuple) or not unit_sizes:
             raise ValueError(
                 "`unit_sizes` must be a tuple of at least one size. "

@@ -116,7 +116,7 @@ class Levels:
             return self._attend_to_cache(q, k, v, valid, state, position)
         size = self.unit_sizes[level]
         cached = {name: state.get(f"{name}_{number}") for name in ("key", "value")}
-        mixed, cached = window_attention(
+        mixed, kept = window_attention(
             q, k, v, size=size, causal=True, mask=valid, state={**cached, "position": position},
             dropout=self.dropout,
         )  # fmt: skip
@@ -130,7 +130,7 @@ class Levels:
         added, last = hierarchy.spread_in_stream(
             upper, state[f"above_{number}"], valid, position, size
         )
-        parts = {"key": cached["key"], "value": cached["value"], "input": window, "above": last}
+        parts = {"key": kept["key"], "value": kept["value"], "input": window, "above": last}
         new |= {f"{name}_{number}": tensor for name, tensor in parts.items()}
         return mixed + added, new
 

@@ -14,12 +14,16 @@ class AttentionOptions(LayerOptions, total=False):
     dropout: float
     use_bias: bool
     output_shape: int | tuple[int, ...] | None
+    attention_axes: int | tuple[int, ...] | None
+    sliding_window: int | None
+    flash_attention: bool | None
     kernel_initializer: Any
     bias_initializer: Any
     kernel_regularizer: Any
     bias_regularizer: Any
     kernel_constraint: Any
     bias_constraint: Any
+    use_gate: bool
     seed: int | None
     num_key_value_heads: int | None
     position: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -89,13 +89,13 @@ class RecurrentMemoryAttention(Attention):
         self,
         num_heads: int,
         key_dim: int,
-        *,
+        *args: Any,
         segment_length: int = 64,
         memory_length: int = 64,
         num_memory_tokens: int = 0,
         **kwargs: Unpack[AttentionOptions],
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
         self.memory_length = not_negative("memory_length", memory_length)
         self.num_memory_tokens = not_negative("num_memory_tokens", num_memory_tokens)
@@ -105,11 +105,11 @@ class RecurrentMemoryAttention(Attention):
         if self.num_memory_tokens == 0:
             return
         width = query_shape[-1]
-        if self.output_size not in (None, width):
+        if self.output_sizes not in (None, (width,)):
             raise ValueError(
                 f"{self.name}: memory tokens are of the width of the input, and so is what is "
                 "added to them. Leave out `output_shape`, or use `num_memory_tokens=0`. Received: "
-                f"output_shape={self.output_size}, query.shape={tuple(query_shape)}"
+                f"output_shape={self.output_sizes}, query.shape={tuple(query_shape)}"
             )
         self.memory_tokens = self.add_weight(
             name="memory_tokens",
@@ -249,7 +249,7 @@ class RecurrentMemoryAttention(Attention):
         group = self.num_heads // self.num_key_value_heads
         q = arrays.fold_groups(self.query_dense(ops.cast(x, self.compute_dtype)), group)
         mixed = arrays.unfold_groups(dense.attend(q, k, v, allowed)[0], group)
-        new = self.output_dense(ops.cast(mixed, self.compute_dtype))
+        new = self.output_dense(self._gated(x, mixed))
         return ops.reshape(_unit_scale(x + ops.cast(new, x.dtype)), ops.shape(tokens))
 
     def get_config(self):

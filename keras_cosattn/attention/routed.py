@@ -97,21 +97,22 @@ class RoutedAttention(Attention):
         route_initializer: Any = "glorot_uniform",
         **kwargs: Unpack[LayerOptions],
     ):
-        paths = [_as_layer(path) for path in paths]
-        _check_paths(paths, kwargs)
-        first = paths[0]
+        layers = [_as_layer(path) for path in paths]
+        _check_paths(layers, kwargs)
+        first = layers[0]
         super().__init__(
             first.num_heads,
             first.key_dim,
             first.value_dim,
             num_key_value_heads=first.num_key_value_heads,
-            output_shape=first.output_size,
+            output_shape=first.output_sizes,
+            attention_axes=first.attention_axes,
             **kwargs,
         )
-        if top_k is not None and positive("top_k", top_k) > len(paths):
+        if top_k is not None and positive("top_k", top_k) > len(layers):
             raise ValueError(
                 "`top_k` must be at most the number of paths. "
-                f"Received: top_k={top_k}, {len(paths)} paths"
+                f"Received: top_k={top_k}, {len(layers)} paths"
             )
         if load_balancing < 0:
             raise ValueError(
@@ -121,20 +122,22 @@ class RoutedAttention(Attention):
         self.top_k = top_k
         self.load_balancing = load_balancing
         self.route_initializer = keras.initializers.get(route_initializer)
+        own = {"dtype": self.dtype_policy, "attention_axes": None}  # paths get `(b, t, m)`
         self.paths = [
-            type(path).from_config(
-                {**path.get_config(), "name": f"path_{i}", "dtype": self.dtype_policy}
-            )
-            for i, path in enumerate(paths)
+            type(path).from_config({**path.get_config(), **own, "name": f"path_{i}"})
+            for i, path in enumerate(layers)
         ]
         # Taken before the build, because the config of a built layer has more entries.
         self._path_configs = [keras.saving.serialize_keras_object(path) for path in self.paths]
+        for config in self._path_configs:
+            config["config"]["attention_axes"] = self.attention_axes
         self.accepts_attention_mask = all(path.accepts_attention_mask for path in self.paths)
 
     def build(self, query_shape, value_shape, key_shape=None):
-        check_shapes(self.name, query_shape, value_shape, key_shape or value_shape)
+        shapes = query_shape, value_shape, key_shape or value_shape
+        axes = check_shapes(self, *shapes)
         for path in self.paths:
-            path.build(query_shape, value_shape, key_shape)
+            path.build(*map(axes.fold_shape, shapes))
         self.route_kernel = self.add_weight(
             name="route_kernel",
             shape=(query_shape[-1], len(self.paths)),
@@ -145,7 +148,7 @@ class RoutedAttention(Attention):
     @property
     def cannot(self) -> dict[str, str]:
         """What the layer refuses, because one of its paths does: use -> reason."""
-        refused = {}
+        refused: dict[str, str] = {}
         for i, path in enumerate(self.paths):
             for use, reason in path.cannot.items():
                 refused.setdefault(use, f"its path {i}, {type(path).__name__}: {reason}")
@@ -184,7 +187,7 @@ class RoutedAttention(Attention):
                 attention_mask=layout.attention_mask,
                 return_attention_scores=with_scores,
                 training=training,
-                use_causal_mask=use_causal_mask,
+                use_causal_mask=layout.causal,
                 segment_ids=layout.segments,
             )
             for path in self.paths
@@ -192,7 +195,7 @@ class RoutedAttention(Attention):
         outputs = [y[0] if with_scores else y for y in of_paths]
         outputs = ops.stack([arrays.accumulate(y) for y in outputs], axis=2)  # (b, t, p, m)
         routes = self._route(query, outputs, layout.query_mask, training)
-        returned = [routing.mix(routes, outputs)]
+        returned = [inputs.unfold(routing.mix(routes, outputs))]
         if with_scores:
             weights = sum(
                 ops.expand_dims(routes[..., p], (1, 3)) * arrays.accumulate(w)
@@ -201,11 +204,11 @@ class RoutedAttention(Attention):
         if watch is not None:
             watch(self, ops.cast(weights, self.compute_dtype))
         if return_attention_scores:
-            returned.append(weights)
+            returned.append(inputs.unfold_scores(weights))
         if return_route_weights:
-            returned.append(routes)
-        returned = tuple(ops.cast(x, self.compute_dtype) for x in returned)
-        return returned if len(returned) > 1 else returned[0]
+            returned.append(inputs.unfold(routes))
+        cast = tuple(ops.cast(x, self.compute_dtype) for x in returned)
+        return cast if len(cast) > 1 else cast[0]
 
     if TYPE_CHECKING:
         __call__ = call
@@ -225,7 +228,7 @@ class RoutedAttention(Attention):
         outputs = super().compute_output_spec(query, *args, **kwargs)
         if not return_route_weights:
             return outputs
-        shape = (*query.shape[:2], len(self.paths))
+        shape = (*query.shape[:-1], len(self.paths))
         routes = keras.KerasTensor(shape, dtype=self.compute_dtype)
         return (*(outputs if isinstance(outputs, tuple) else (outputs,)), routes)
 
@@ -265,11 +268,20 @@ def _check_paths(paths, options):
             "`paths` must be attention layers of keras_cosattn, such as "
             f"[CosFormerAttention(4, 64), SoftmaxAttention(4, 64)]. Received: paths={paths!r}"
         )
-    for name in ("num_heads", "output_size"):
-        values = [getattr(path, name) for path in paths]
+    names = {
+        "num_heads": "num_heads",
+        "output_shape": "output_sizes",
+        "attention_axes": "attention_axes",
+    }
+    for name, attribute in names.items():
+        values = [getattr(path, attribute) for path in paths]
         if len(set(values)) > 1:
-            name = name.replace("output_size", "output_shape")
             raise ValueError(f"The paths must agree in `{name}`. Received: {name}={values}")
+    if len(paths[0].output_sizes or ()) > 1:
+        raise ValueError(
+            "The outputs of the paths must have one axis of features. "
+            f"Received: output_shape={paths[0].output_sizes}"
+        )
     of_paths = set(options) & (set(Attention(1, 1).get_config()) - {"name", "trainable", "dtype"})
     if of_paths:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 from keras import ops
@@ -93,14 +93,14 @@ class SegmentedAttention(Attention):
         self,
         num_heads: int,
         key_dim: int,
-        *,
+        *args: Any,
         segment_length: int = 64,
         look_back: int = 0,
         summaries: Literal["mean", "attention"] | None = None,
         max_length: int | None = None,
         **kwargs: Unpack[AttentionOptions],
     ):
-        super().__init__(num_heads, key_dim, **kwargs)
+        super().__init__(num_heads, key_dim, *args, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
         if summaries not in SUMMARIES:
             raise ValueError(

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_cosattn.attention.cached import CachedAttention
-from keras_cosattn.ops import arrays, dense
+from keras_cosattn.ops import arrays, dense, timesteps
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -48,14 +48,26 @@ class SoftmaxAttention(CachedAttention):
     accepts_attention_mask = True
     queries_are_independent = True
     accepts_positions = ("rotation", "encoding", "bias")
+    accepts_sliding_window = True
 
     def _attend(self, q, k, v, layout, training, return_weights):
         q, k, bias = self._encode_positions(q, k, layout.query_positions, layout.key_positions)
         k, v = arrays.zero_masked(k, layout.key_mask), arrays.zero_masked(v, layout.key_mask)
-        return dense.attend(q, k, v, layout.pair_mask(), self._drop(training), bias)
+        allowed = self._within_window(
+            layout.pair_mask(), layout.query_positions, layout.key_positions
+        )
+        return dense.attend(q, k, v, allowed, self._drop(training), bias)
 
     def _attend_to_cache(self, q, past, positions, training):
-        slots = ops.arange(self.max_length, dtype="int32")
-        q, k, bias = self._encode_positions(q, past["key"], positions, ops.expand_dims(slots, 0))
+        slots = ops.expand_dims(ops.arange(self.max_length, dtype="int32"), 0)
+        q, k, bias = self._encode_positions(q, past["key"], positions, slots)
         allowed = ops.expand_dims(positions, (1, 3)) >= slots
+        allowed = self._within_window(allowed, positions, slots)
         return dense.attend(q, k, past["value"], allowed, self._drop(training), bias)[0]
+
+    def _within_window(self, allowed, q_positions, k_positions):
+        """The mask `allowed`, `(b or 1, 1 or h, t, s)` or None, within `sliding_window`."""
+        if self.sliding_window is None:
+            return allowed
+        window = timesteps.window_mask(q_positions, k_positions, self.sliding_window)
+        return timesteps.combine(allowed, window)

@@ -21,7 +21,7 @@ class Units(NamedTuple):
 
     size: int
     """c."""
-    count: int | Tensor
+    count: Any
     """U."""
     valid: Tensor
     """`(b * U, c)` bool: the places of the units that hold a valid step."""

@@ -52,9 +52,11 @@ def tokens_of_segments(
         parts = [arrays.fit_length(x, n * size) for x in (k, v, valid)]
     else:
         length = state["key"].shape[1]
-        past = ops.cast(state["key"], k.dtype), ops.cast(state["value"], v.dtype)
-        # The state has all steps of an unfinished segment.
-        past = (*past, ops.ones((b, length), "bool"))
+        past = (
+            ops.cast(state["key"], k.dtype),
+            ops.cast(state["value"], v.dtype),
+            ops.ones((b, length), "bool"),  # the state has all steps of an unfinished segment
+        )
         parts = [ops.concatenate(both, axis=1) for both in zip(past, (k, v, valid), strict=True)]
         step_in_segment = state["position"] % size
         steps = ops.arange(n * size, dtype="int32") + length - ops.expand_dims(step_in_segment, 1)

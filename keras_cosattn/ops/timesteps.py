@@ -157,3 +157,8 @@ def _as_rows(x):
 def _as_columns(x):
     """`(b, s) -> (b, 1, 1, s)`."""
     return ops.expand_dims(ops.expand_dims(x, 1), 1)
+
+
+def window_mask(query_positions, key_positions, window):
+    """Which keys are less than `window` steps from each query, bool `(b or 1, 1, t, s)`."""
+    return ops.abs(_as_rows(query_positions) - _as_columns(key_positions)) < window

@@ -170,7 +170,7 @@ def window_attention(
     encode_positions: Callable | None = None,
     dropout: Callable | None = None,
     log_totals: bool = False,
-) -> tuple[Any, dict[str, Tensor] | None]:
+) -> tuple[Any, Any]:
     """Attend inside segments of C steps, `look_back` steps before and `look_ahead` after them.
 
     Step t, in the segment that begins at `start_t = C floor(t / C)`, attends to the steps s with
@@ -208,7 +208,7 @@ def window_attention(
     aligned = state is None and segments is None
     k, v = arrays.zero_masked(k, mask), arrays.zero_masked(v, mask)
     if memory is not None:
-        memory = [arrays.zero_masked(x, mask) for x in memory]
+        memory = (arrays.zero_masked(memory[0], mask), arrays.zero_masked(memory[1], mask))
     slack = 0 if aligned else size - 1
     before = -(-(look_back + slack) // size)
     after = 0 if causal else -(-(look_ahead + slack) // size)

@@ -39,8 +39,8 @@ def peer(chunk_length, causal):
 
 
 def ours(theirs):
-    layer = LSHAttention(HEADS, D, num_buckets=1, num_hashes=1, bucket_size=STEPS, use_bias=False)
-    layer.output_size = HEADS * D
+    options = {"num_hashes": 1, "bucket_size": STEPS, "output_shape": HEADS * D}
+    layer = LSHAttention(HEADS, D, num_buckets=1, use_bias=False, **options)
     layer.build((None, None, WIDTH), (None, None, WIDTH))
 
     def heads(linear):
