@@ -17,12 +17,17 @@ test = [
     *micro,
     "hypothesis",
     "matplotlib",
+    "mypy~=2.4",
+    "pyright==1.1.414",
     "pytest",
     "pytest-xdist",
     "ruff~=0.17.0",
     "scikit-learn",
+    "setuptools>=77",
 ]
-peers = ["torch", "transformers"]
+pytorch = ["torch~=2.13.0"]  # the release that the tests run on; layers do not depend on it
+peers = [*pytorch, "transformers"]
+works_with = ["jax", *pytorch, "keras-hub", "onnxruntime", "tf2onnx"]
 
 setup(
     name="keras-cosattn",
@@ -32,6 +37,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    # With this line an editable install is a plain path, which type checkers and editors read.
+    package_dir={"": "."},
     packages=find_packages(include=["keras_cosattn", "keras_cosattn.*"]),
     package_data={"keras_cosattn": ["py.typed"]},
     entry_points={"console_scripts": ["keras-cosattn=keras_cosattn.export.cli:main"]},
@@ -43,9 +50,11 @@ setup(
         "jax": ["jax"],
         "micro": micro,
         "peers": peers,
+        "pytorch": pytorch,
         "quantize": quantize,
         "test": test,
         "text": ["tensorflow-text"],
+        "works-with": works_with,
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -47,7 +47,9 @@ print(peak() - before)
 def measure(name, length):
     """Peak memory in MiB of one forward + gradient in a process of its own."""
     command = [sys.executable, "-c", ROW, name, str(length)]
-    row = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    row = subprocess.run(command, capture_output=True, text=True)
+    if row.returncode:
+        raise RuntimeError(row.stderr)
     return float(row.stdout)
 
 

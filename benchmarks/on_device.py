@@ -96,7 +96,9 @@ print(json.dumps({"whole": whole, "chunks": chunks, "ages": ages}[work](*argumen
 def on_device(work, *arguments):
     """What a function of the worker finds, in a process of its own."""
     command = [sys.executable, "-c", WORKER, work, json.dumps([str(a) if isinstance(a, pathlib.Path) else a for a in arguments])]  # fmt: skip  # noqa: E501
-    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    found = subprocess.run(command, capture_output=True, text=True)
+    if found.returncode:
+        raise RuntimeError(found.stderr)
     return json.loads(found.stdout)
 
 

@@ -118,7 +118,9 @@ NAMES = [
 
 def run(script, name, length):
     command = [sys.executable, "-c", script, name, str(length)]
-    row = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    row = subprocess.run(command, capture_output=True, text=True)
+    if row.returncode:
+        raise RuntimeError(row.stderr)
     return json.loads(row.stdout)
 
 

@@ -8,6 +8,7 @@ two .tflite files of fixed length, in float32 and with int8 weights, which LiteR
 on held-out reviews, padded. Settings were chosen on a part of the training reviews. Needs Linux.
 """
 
+import quiet  # isort: skip  # noqa: F401  before TensorFlow
 import argparse
 import pathlib
 import time

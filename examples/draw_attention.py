@@ -7,6 +7,7 @@ it has not seen. A table, and a picture, attention.png: how many weights are neg
 row's mass lies near its step, and how the weights spread as the text gets longer.
 """
 
+import quiet  # isort: skip  # noqa: F401  before TensorFlow
 import argparse
 import datetime
 import importlib.resources

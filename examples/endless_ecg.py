@@ -7,6 +7,7 @@ bits a coder would write for it. LiteRT then reads all five minutes sample by sa
 trained on the first 100 seconds and scored on the other 200.
 """
 
+import quiet  # isort: skip  # noqa: F401  before TensorFlow
 import argparse
 import pathlib
 import time

@@ -9,6 +9,7 @@ a piece. Both models have the same weights at the start and read the same text o
 speeches are held out, and the settings were chosen on those before.
 """
 
+import quiet  # isort: skip  # noqa: F401  before TensorFlow
 import argparse
 import bz2
 import datetime

@@ -7,6 +7,7 @@ reads that person's recordings there, one sample at a time, next to Keras. Needs
 its Python interpreter runs the C++ code that goes into a microcontroller's firmware.
 """
 
+import quiet  # isort: skip  # noqa: F401  before TensorFlow
 import argparse
 import importlib.metadata
 import pathlib

@@ -7,6 +7,7 @@ on people not seen in training; another person decides when training stops. The 
 becomes a .tflite file, which LiteRT runs on such a person's recording one sample at a time.
 """
 
+import quiet  # isort: skip  # noqa: F401  before TensorFlow
 import argparse
 import pathlib
 import time

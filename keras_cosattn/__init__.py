@@ -37,7 +37,7 @@ from keras_cosattn.positions import (
 )
 from keras_cosattn.streaming import Streaming
 from keras_cosattn.temporal import CausalConv1D, CausalDepthwiseConv1D, RunningMean
-from keras_cosattn.transformer_blocks import TransformerDecoder, TransformerEncoder
+from keras_cosattn.transformer import TransformerDecoder, TransformerEncoder
 
 __version__ = "0.1.0"
 

@@ -17,10 +17,12 @@ from keras_cosattn.ops import arrays, pointwise_features, random_features
 from keras_cosattn.ops.arguments import integer
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 Tensor = Any
-Shape = tuple[int | None, ...]
+Shape = tuple[Any, ...]
 
 
 class FeatureMap(Component):
@@ -52,7 +54,7 @@ class FeatureMap(Component):
     (1, 3, 8)
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(autocast=False, **kwargs)
 
     def call(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +101,7 @@ class HedgehogFeatures(FeatureMap):
           section 4
     """
 
-    def __init__(self, normalized: bool = False, **kwargs: Any) -> None:
+    def __init__(self, normalized: bool = False, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(**kwargs)
         self.normalized = normalized
 
@@ -142,6 +144,7 @@ def _both_softmaxes(x: Tensor) -> Tensor:
     return ops.concatenate([ops.softmax(x, axis=-1), ops.softmax(-x, axis=-1)], axis=-1)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Configured:
     """Base class of the feature maps without weights: dataclasses that Keras can save."""
 

@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import keras
 from keras import ops
@@ -41,11 +41,15 @@ class Stream:
         mask: Boolean tensor `(b, t)`, `False` where an example has no step. `None` is all `True`.
         means: bool. Whether layers keep means in place of sums that grow without bound. Means
             cancel in the outputs, and stay in the range of float16. Defaults to `False`.
+        constants: `"write"`, `"read"` or `None`. What an attention layer does with values that are
+            the same at every step, such as an encoder's outputs: it writes their keys and values
+            to the state, or reads them from there. `None` means that there are no such values.
 
     Attributes:
         next_state: dict of tensors, the state after the call.
         limits: dict of the name of a state tensor that counts steps, to the largest number of
             steps that its layer can hold.
+        constant_slots: set of the slots of layers whose state is constant.
     """
 
     def __init__(
@@ -53,8 +57,10 @@ class Stream:
         state: Mapping[str, Tensor] | None = None,
         mask: Tensor | None = None,
         means: bool = False,
+        constants: Literal["write", "read"] | None = None,
     ) -> None:
-        self.state, self.mask, self.means = state, mask, means
+        self.state, self.mask, self.means, self.constants = state, mask, means, constants
+        self.constant_slots: set[str] = set()
         self.next_state: dict[str, Tensor] = {}
         self.limits: dict[str, int] = {}
         self._calls: dict[str, int] = {}

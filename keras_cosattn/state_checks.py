@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_cosattn import limits
 from keras_cosattn.scope import Stream
@@ -52,6 +53,21 @@ def check_state(
         )
 
 
+def checked_mask(mask: Tensor, batch: int | None, steps: int | None) -> Tensor:
+    """Return a mask as a boolean tensor. Raises ValueError unless it fits `(b, t)`."""
+    mask = ops.cast(mask, "bool")
+    if (
+        len(mask.shape) != 2
+        or mask.shape[0] not in (batch, None)
+        or mask.shape[1] not in (steps, None)
+    ):
+        raise ValueError(
+            f"`mask` must have shape (batch, steps) = ({batch}, {steps}). "
+            f"Received: mask.shape={tuple(mask.shape)}"
+        )
+    return mask
+
+
 def check_model(saved: Mapping[str, str], model: Mapping[str, str], name: str, path: Any) -> None:
     """Raise ValueError if a state was saved with another model, by their fingerprints."""
     words = {"architecture": "another architecture", "weights": "other weights"}
@@ -61,6 +77,12 @@ def check_model(saved: Mapping[str, str], model: Mapping[str, str], name: str, p
             f"{path} is not a state of '{name}': it was computed by a model with "
             f"{' and '.join(differ)}. Load it with that model, or use `initial_state`."
         )
+
+
+def constant_part(stream: Stream) -> dict[str, Tensor]:
+    """Return the tensors of a stream's new state that are the same at every step."""
+    prefixes = tuple(f"{slot}_" for slot in stream.constant_slots)
+    return {name: x for name, x in stream.next_state.items() if name.startswith(prefixes)}
 
 
 def check_end(stream: Stream, outputs: Any, model_name: str) -> tuple[Any, dict[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_cosattn import fingerprint, probe, scope, state_checks, state_file
+from keras_cosattn.constant_inputs import ConstantInputs
 from keras_cosattn.ops import arrays
 
 Tensor = Any
@@ -50,6 +51,11 @@ class Streaming:
             mean of n steps stops changing after about 2^11 steps; for endless streams use
             `CosFormerAttention(horizon=M)`, whose sums are over at most M steps. Defaults to
             `False`.
+        constants: Strings, the names of inputs of a functional model that are the same at every
+            step, such as an encoder's outputs. They are given to `initial_state` and not to the
+            call. Attention layers that are not causal attend to them: their keys and values are a
+            part of the state, so a stream has as many encoder steps as the sample. Defaults to
+            `()`.
 
     Attributes:
         state_spec: dict of the name of a tensor to its shape without the batch axis, and dtype.
@@ -74,20 +80,31 @@ class Streaming:
     state_bytes: int
     max_steps: int | None
 
-    def __init__(self, model: keras.Model, sample: Nest | None = None, means: bool = False) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        sample: Nest | None = None,
+        means: bool = False,
+        constants: Sequence[str] = (),
+    ) -> None:
         if not model.built:
             raise ValueError("The model is not built. Call it once on an input, then stream it.")
         self.model, self.means = model, means
+        self.constants = ConstantInputs(model, constants)
         for spec in getattr(model, "inputs", None) or ():
+            if spec.name in self.constants.names:
+                continue
             if len(spec.shape) < 2 or spec.shape[1] is not None:
                 raise ValueError(
                     f"'{model.name}' cannot stream: it must take inputs of any length, such as "
                     f"Input((None, features)). Received: '{spec.name}' of shape {spec.shape}"
                 )
         sample = probe.random_inputs(model, sum(PIECES)) if sample is None else sample
-        self._learn_state(keras.tree.map_structure(lambda x: x[:2, :1], sample))
+        sample = keras.tree.map_structure(lambda x: x[:2], sample)
+        sample, fixed = self.constants.split(sample)
+        self._learn_state(keras.tree.map_structure(lambda x: x[:, :1], sample), fixed)
         steps = min(sum(PIECES), self.max_steps or sum(PIECES))
-        self._compare(keras.tree.map_structure(lambda x: x[:2, :steps], sample))
+        self._compare(keras.tree.map_structure(lambda x: x[:, :steps], sample), fixed)
 
     def __call__(
         self, inputs: Nest, state: Mapping[str, Tensor], mask: Tensor | None = None
@@ -113,30 +130,30 @@ class Streaming:
         if t == 0:
             return self._no_steps(inputs, state), dict(state)
         if mask is not None:
-            mask = ops.cast(mask, "bool")
-            if (
-                len(mask.shape) != 2
-                or mask.shape[0] not in (b, None)
-                or mask.shape[1] not in (t, None)
-            ):
-                raise ValueError(
-                    f"`mask` must have shape (batch, steps) = ({b}, {t}). "
-                    f"Received: mask.shape={tuple(mask.shape)}"
-                )
+            mask = state_checks.checked_mask(mask, b, t)
             inputs = keras.tree.map_structure(lambda x: _zero_masked(x, mask), inputs)
         outputs, stream = self._call_in_stream(inputs, state, mask)
         return state_checks.check_end(stream, outputs, self.model.name)
 
-    def initial_state(self, batch_size: int) -> dict[str, Tensor]:
-        """Return the state before the first step: zeros.
+    def initial_state(
+        self, batch_size: int, constants: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the state before the first step: zeros, and what the constant inputs become.
 
         Args:
             batch_size: int, the number of examples.
+            constants: dict of the names of the constant inputs to their values. Defaults to
+                `None`, for a model without such inputs.
         """
-        return {
+        state = {
             name: ops.zeros((batch_size, *shape), dtype)
             for name, (shape, dtype) in self.state_spec.items()
         }
+        fixed = self.constants.check(constants or {}, batch_size)
+        if not fixed:
+            return state
+        _, stream = self._call_in_stream(self.constants.first_step(batch_size), None, fixed=fixed)
+        return state | state_checks.constant_part(stream)
 
     def reset(
         self, state: Mapping[str, Tensor], examples: Tensor | None = None
@@ -188,8 +205,13 @@ class Streaming:
         state_checks.check_model(saved, fingerprint.fingerprint(self.model), self.model.name, path)
         return {name: ops.convert_to_tensor(x) for name, x in values.items()}
 
-    def _call_in_stream(self, inputs, state, mask=None):
-        with scope.opened(scope.Stream(state, mask, self.means)) as stream:
+    def _call_in_stream(self, inputs, state, mask=None, fixed=None):
+        """Call the model on its next steps; with `fixed`, on its constant inputs too."""
+        kind = None
+        if self.constants.names:
+            kind = "read" if fixed is None else "write"
+            inputs = self.constants.join(inputs, fixed)
+        with scope.opened(scope.Stream(state, mask, self.means, kind)) as stream:
             outputs = self.model(inputs, training=False)
         return outputs, stream
 
@@ -204,10 +226,10 @@ class Streaming:
         outputs, _ = self._call_in_stream(inputs, state, mask)
         return keras.tree.map_structure(lambda y: y[:, :0], outputs)
 
-    def _learn_state(self, first_step):
+    def _learn_state(self, first_step, fixed):
         """Learn the state's names, shapes, dtypes and limits by one step from zeros."""
         try:
-            _, stream = self._call_in_stream(first_step, None)
+            _, stream = self._call_in_stream(first_step, None, fixed=fixed or None)
         except ValueError as error:
             message = _original(error)
             raise ValueError(f"'{self.model.name}' cannot stream: {message}") from error
@@ -217,14 +239,15 @@ class Streaming:
         )
         self.max_steps = min(stream.limits.values(), default=None)
 
-    def _compare(self, sample):
+    def _compare(self, sample, fixed):
         """Run `sample` whole and in pieces. Raises ValueError if the outputs differ."""
 
         def run_whole():
-            return self.model(sample, training=False)
+            whole = self.constants.join(sample, fixed) if fixed else sample
+            return self.model(whole, training=False)
 
         def run_pieces():
-            return self._run_pieces(sample)
+            return self._run_pieces(sample, fixed)
 
         whole = run_whole()
         if probe.difference(whole, list(run_pieces())) <= probe.tolerance(self.model):
@@ -247,10 +270,10 @@ class Streaming:
             "CausalDepthwiseConv1D, PositionEmbedding, RunningMean) where steps are mixed."
         )
 
-    def _run_pieces(self, sample: Nest) -> Iterator[Nest]:
+    def _run_pieces(self, sample: Nest, fixed: Mapping[str, Tensor]) -> Iterator[Nest]:
         """Yield the outputs on one piece of `sample` after the other."""
         batch, length = keras.tree.flatten(sample)[0].shape[:2]
-        state, start = self.initial_state(batch), 0
+        state, start = self.initial_state(batch, fixed), 0
         for end in np.minimum(np.cumsum(PIECES), length).tolist():
             if end > start:
                 piece = keras.tree.map_structure(lambda x, a=start, b=end: x[:, a:b], sample)

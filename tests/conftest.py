@@ -7,6 +7,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests run many shapes a few times each, so compiling takes longer than computing.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+if os.environ.get("KERAS_BACKEND") == "torch":
+    import torch
+
+    # NumPy reads the tensors of the other backends whether they belong to a gradient or not.
+    torch.Tensor.__array__ = lambda self, *args, **kwargs: np.asarray(
+        self.numpy(force=True), *args, **kwargs
+    )
+
 
 @pytest.fixture
 def rng():
@@ -36,9 +44,10 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _mark_more_as_slow(items):
-    """One case of each newer variant is quick; on JAX, which compiles every shape, a sixth of it.
+    """One case of each newer variant is quick; on JAX and PyTorch a sixth of it.
 
-    There each variant runs another sixth of the contract.
+    There each case runs another sixth of the contract. JAX compiles every shape. On PyTorch the
+    older variants run a sixth too, and what Keras compiles or quantises takes longest.
     """
     from support import BACKEND
     from variants import CASES, PLAIN
@@ -46,10 +55,16 @@ def _mark_more_as_slow(items):
     first = {cls.__name__: case for case, (cls, _) in reversed(CASES.items())}
     cases, tests = list(CASES), {}
     for item in items:
-        case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
-        if case not in CASES or CASES[case][0].__name__ in PLAIN:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        case = parameters.get("case")
+        if case not in CASES:
+            continue
+        name = CASES[case][0].__name__
+        if name in PLAIN and BACKEND != "torch":
             continue
         test = tests.setdefault(item.function, len(tests))
-        left_out = BACKEND == "jax" and (test + cases.index(case)) % 6
-        if left_out or case != first[CASES[case][0].__name__]:
+        left_out = BACKEND != "tensorflow" and (test + cases.index(case)) % 6
+        newer = name not in PLAIN and case != first[name]
+        long = BACKEND == "torch" and (parameters.get("jit") or "int8" in item.name)
+        if left_out or newer or long:
             item.add_marker(pytest.mark.slow)

@@ -15,7 +15,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 
     So an entry that is small by cancellation is held to the precision of what cancelled.
     """
-    actual, expected = np.asarray(actual), np.asarray(expected)
+    actual, expected = map(keras.ops.convert_to_numpy, (actual, expected))
     assert actual.shape == expected.shape
     worst = np.max(np.abs(actual - expected), initial=0.0)
     largest = np.max(np.abs(expected), initial=0.0)
@@ -29,7 +29,7 @@ def value_and_gradients(function, g, *arrays):
     elif BACKEND == "jax":
         value, gradients = _by_jax(function, g, arrays)
     else:
-        raise NotImplementedError(f"No gradients on the backend {BACKEND}.")
+        value, gradients = _by_autograd(function, g, arrays)
     to_numpy = keras.ops.convert_to_numpy
     return to_numpy(value), [to_numpy(gradient) for gradient in gradients]
 
@@ -40,7 +40,9 @@ def gradients(function, *arrays):
 
 
 def compiled(function):
-    """`function` of arrays, compiled by XLA."""
+    """`function` of arrays, compiled by XLA; on PyTorch, which Keras does not compile, as it is."""
+    if BACKEND == "torch":
+        return function
     if BACKEND == "jax":
         import jax
 
@@ -65,6 +67,7 @@ def pure(layer, *args, **kwargs):
     """The layer's outputs; with dropout, the same numbers are dropped at every call."""
     trainable = [v.value for v in layer.trainable_variables]
     rest = [v.value for v in layer.non_trainable_variables]
+    args = map(keras.ops.convert_to_tensor, args)  # as a call does that is not stateless
     return layer.stateless_call(trainable, rest, *args, **kwargs)[0]
 
 
@@ -100,6 +103,16 @@ def _by_jax(function, g, arrays):
         return value, pull_back(jax.numpy.asarray(g, value.dtype))
 
     return run(*map(jax.numpy.asarray, arrays))
+
+
+def _by_autograd(function, g, arrays):
+    import torch
+
+    tensors = [keras.ops.convert_to_tensor(x).detach().requires_grad_() for x in arrays]
+    with torch.enable_grad():
+        value = function(*tensors)
+    g = keras.ops.broadcast_to(keras.ops.cast(g, value.dtype), value.shape)
+    return value, torch.autograd.grad(value, tensors, g, materialize_grads=True)
 
 
 def compiled_on_jax(function):

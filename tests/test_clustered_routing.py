@@ -239,3 +239,19 @@ def test_steps_of_a_cluster_of_the_data_share_a_centroid_and_meet(rng):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         ClusteredRoutingAttention(2, 5, **arguments)
+
+
+def test_frozen_centroids_stay(rng):
+    layer = ClusteredRoutingAttention(2, 4, num_clusters=3, cluster_size=4, decay=0.5, seed=3)
+    x = keras.Input((None, WIDTH))
+    model = keras.Model(x, layer(x, x))
+    layer.trainable = False
+    model.compile("sgd", "mse", jit_compile=False)
+    before = numbers(layer)
+    data = rng.normal(size=(4, 9, WIDTH)).astype("float32")
+    model.fit(data, data, epochs=2, verbose=0)
+    np.testing.assert_array_equal(numbers(layer), before)
+    layer.trainable = True
+    model.compile("sgd", "mse", jit_compile=False)
+    model.fit(data, data, verbose=0)
+    assert np.any(numbers(layer) != before)

@@ -253,3 +253,64 @@ def test_a_stream_past_its_end_stays_finite(case, rng):
 def test_every_case_is_here():
     assert set(CAUSAL) <= set(CASES)
     assert set(CANNOT) == set(CASES)
+
+
+UNITS = {
+    "SegmentedAttention-windows": 4,
+    "RecurrentMemoryAttention-uneven": 4,
+    "RecurrentMemoryAttention-tokens": 4,
+    "CompressiveMemoryAttention-sums": 4,
+    "CompressiveMemoryAttention-delta_rule": 3,
+    "CosFormerAttention-endless": 4,
+}
+"""Endless streams that count steps, and the unit after which their counts repeat."""
+
+
+@pytest.mark.parametrize("case", UNITS)
+def test_counters_of_endless_streams_never_overflow(case, rng):
+    one = keras.Input((None, WIDTH))
+    stream = Streaming(keras.Model(one, build(case)(one, one, use_causal_mask=True)))
+    x = inputs(rng, 1, 40, WIDTH)
+    _, early = stream(x[:, :14], stream.initial_state(1))
+    (name,) = (name for name in early if name.endswith("position"))
+    late = dict(early)
+    if case != "CosFormerAttention-endless":  # that one counts inside its half-horizon
+        unit = UNITS[case]
+        start = (2**30 // unit - 2) * unit + int(early[name][0]) % unit
+        late[name] = keras.ops.convert_to_tensor(np.array([start], "int32"))
+    for piece in np.split(x[:, 14:], [1, 2, 13], axis=1):
+        y, early = stream(piece, early)
+        z, late = stream(piece, late)
+        assert_close(z, y, EXACT)
+    assert int(late[name][0]) <= 2**30 + UNITS[case]
+
+
+def test_an_unknown_call_argument_is_named(rng):
+    layer, x = CosFormerAttention(2, 4, max_length=8), inputs(rng, 1, 3, WIDTH)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'maks'"):
+        layer(x, x, maks=None)
+
+
+def test_a_symbolic_call_is_refused_where_the_real_one_would_be():
+    x = keras.Input((None, WIDTH))
+    with pytest.raises(ValueError, match=r"cannot look both ways.*`use_causal_mask=True`"):
+        CosFormerAttention(2, 4, horizon=8)(x, x)
+    with pytest.raises(ValueError, match="cannot be causal"):
+        LowRankAttention(2, 4, max_length=8, rank=2)(x, x, use_causal_mask=True)
+
+
+def test_masks_may_be_given_in_order_to_a_symbolic_call(rng):
+    x, mask = keras.Input((None, WIDTH)), keras.Input((None,), dtype="bool")
+    layer = CosFormerAttention(2, 4, max_length=8)
+    model = keras.Model([x, mask], layer(x, x, None, mask, mask))
+    real, valid = inputs(rng, 2, 5, WIDTH), mask_of((5, 3), 5)
+    assert_close(model([real, valid]), layer(real, real, query_mask=valid, value_mask=valid), EXACT)
+
+
+@pytest.mark.parametrize("kind", ["list", "variable"])
+def test_masks_may_be_lists_and_variables(kind, rng):
+    layer, x = CosFormerAttention(2, 4, max_length=8), inputs(rng, 2, 5, WIDTH)
+    valid = mask_of((5, 3), 5)
+    given = valid.tolist() if kind == "list" else keras.Variable(valid, dtype="bool")
+    expected = layer(x, x, query_mask=valid, value_mask=valid)
+    assert_close(layer(x, x, query_mask=given, value_mask=given), expected, 0)

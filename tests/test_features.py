@@ -6,9 +6,9 @@ import pytest
 import references
 from references import How, projected
 from support import (
+    BACKEND,
     assert_close,
     compiled,
-    float64,
     gradients,
     layer_weights,
     random_mask,
@@ -280,11 +280,14 @@ def test_features_of_half_precision_inputs_are_computed_in_float32(name, dtype, 
         assert_close(half, single, 0)
 
 
+@pytest.mark.skipif(
+    BACKEND != "tensorflow",
+    reason="Keras computes exponentials of float64 in float32 on other backends",
+)
 @every_function
 def test_features_of_float64_inputs_stay_float64(name, rng):
     x = rng.normal(size=(2, 7, 3, 5))
-    with float64():
-        exact = features_of(name, x)
+    exact = features_of(name, x)
     single = features_of(name, x.astype("float32"))
     for double, expected in zip(exact, single, strict=True):
         assert keras.backend.standardize_dtype(double.dtype) == "float64"

@@ -378,7 +378,7 @@ def test_a_stream_is_exact_to_its_end_and_finite_beyond(max_length, rng):
     assert_close(np.concatenate([y, last], axis=1), whole[:, :max_length], EXACT)
     with pytest.raises(ValueError, match=f"is full: at most {max_length} steps"):
         stream(x[:, max_length:], full)
-    across, _ = stream._step(x[:, max_length - 1 :], state)
+    across, _ = stream._call_in_stream(x[:, max_length - 1 :], state)
     assert_close(across[:, :1], last, EXACT)
     assert np.all(np.isfinite(np.asarray(across)))
 

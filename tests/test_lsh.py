@@ -243,3 +243,11 @@ def test_it_costs_no_key_projection():
     rotations = 2 * 5 * 4 * 32 // 2
     key = WIDTH * 2 * 5 + 2 * 5
     assert build().count_params() == softmax.count_params() - key + rotations
+
+
+def test_the_order_of_many_buckets_and_steps_does_not_overflow(rng):
+    t, count = 140_000, 65_536
+    numbers = rng.integers(0, count, (1, t, 1, 1)).astype("int32")
+    order, _ = bucket_ops._sort(keras.ops.convert_to_tensor(numbers), count, 64, None, None)
+    expected = np.argsort(numbers[0, :, 0, 0], kind="stable")
+    np.testing.assert_array_equal(np.asarray(order)[0], expected)

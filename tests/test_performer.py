@@ -213,7 +213,7 @@ def test_the_state_is_as_large_as_its_features_however_long_the_stream(features,
 
 
 def placed(layer, x, positions):
-    """Q and k of the layer's projections, each step turned by its position, float64."""
+    """Q and k of the layer's projections, each step rotated by its position, float64."""
     rotations = np.stack([references._rotation(p, 5) for p in positions])
     weights = layer_weights(layer)
     return [
@@ -223,7 +223,7 @@ def placed(layer, x, positions):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_rotary_positions_turn_queries_and_keys_before_the_features(causal, rng):
+def test_rotary_positions_rotate_queries_and_keys_before_the_features(causal, rng):
     layer, x = built(position=Rotary(), seed=2), inputs(rng, 1, 13, WIDTH)
     mask = np.array([[False, True] + [True, False, True, True] * 2 + [True] * 3])
     _, found = layer(
@@ -346,9 +346,11 @@ def test_a_bad_argument_is_refused(arguments, message):
         TrigonometricFeatures(0)
 
 
-def test_the_features_are_in_the_configuration():
+def test_the_features_are_in_the_configuration_and_do_not_change():
     layer = built(features=TrigonometricFeatures(2.0), seed=2)
     copy = PerformerAttention.from_config(layer.get_config())
     assert copy.features == layer.features == TrigonometricFeatures(2.0)
     assert copy.features != TrigonometricFeatures(3.0)
     assert built().features == PositiveFeatures() != TrigonometricFeatures()
+    with pytest.raises(AttributeError):  # layers may share the object
+        layer.features.sigma = 3.0

@@ -221,7 +221,7 @@ def test_a_bounded_stream_ends_with_an_error_and_is_finite_beyond(attention, rng
     with pytest.raises(ValueError, match=r"stream of '.*' is full: at most 20 steps.*: 21 steps"):
         stream(data[:, :1], state)
     stream(data[:, :1], state, mask=[[False]])  # takes no step
-    y, _ = stream._step(data[:, :1], state)
+    y, _ = stream._call_in_stream(data[:, :1], state)
     assert np.isfinite(np.asarray(y)).all()
 
 
@@ -437,3 +437,36 @@ def test_streams_of_two_threads_are_apart(stream, model, rng):
         thread.join()
     for i in range(2):
         assert_close(found[i], np.asarray(model(x[i : i + 1])), EXACT)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [SoftmaxAttention(2, 3, max_length=30), LinearAttention(2, 3)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_decoder_with_an_encoder_streams(attention, rng):
+    x, encoded = keras.Input((None, CHANNELS)), keras.Input((None, 6), name="encoded")
+    masked = keras.layers.Masking()(encoded)
+    cross = LinearAttention(2, 3)
+    block = TransformerDecoder(8, attention=attention, cross_attention=cross)
+    model = keras.Model([x, encoded], block(x, masked))
+    data, constant = inputs(rng, 2, 9, CHANNELS), inputs(rng, 2, 5, 6)
+    constant[0, 3:] = 0
+    stream = Streaming(model, [data, constant], constants=["encoded"])
+    state = stream.initial_state(2, {"encoded": constant})
+    whole = model([data, constant])
+    found = []
+    for piece in np.split(data, [4, 5], axis=1):
+        y, state = stream(piece, state)
+        found.append(y)
+    assert_close(np.concatenate(found, axis=1), whole, 1e-5)
+    with pytest.raises(ValueError, match=r"must have a value for each of \['encoded'\]"):
+        stream.initial_state(2)
+
+
+def test_cross_attention_that_counts_queries_does_not_stream(rng):
+    x, encoded = keras.Input((None, CHANNELS)), keras.Input((5, 6), name="encoded")
+    block = TransformerDecoder(8, attention=CosFormerAttention(2, 3, max_length=20))
+    model = keras.Model([x, encoded], block(x, encoded))
+    with pytest.raises(ValueError, match="depend on the positions of the queries"):
+        Streaming(model, constants=["encoded"])

@@ -12,11 +12,11 @@ PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
 FLOORS = [
     ["atomic_write", "limits"],
     ["ops"],
-    ["scope", "masks", "layout", "component"],
+    ["scope", "masks", "layout", "component", "layer_options"],
     ["positions", "temporal", "feature_maps"],
     ["attention"],
-    ["transformer_blocks", "analysis"],
-    ["fingerprint", "probe", "state_checks", "state_file"],
+    ["transformer", "analysis"],
+    ["constant_inputs", "fingerprint", "probe", "state_checks", "state_file"],
     ["streaming"],
     ["carried"],
     ["export"],
@@ -50,7 +50,8 @@ def test_imports_go_down(file):
         if below[1] in FLOOR and below[1] != mine:
             assert FLOOR[below[1]] < FLOOR[mine], f"{file} imports {name}"
         variants = {"aggregators", "arguments", "base", "bucketed", "cached", "call_inputs"}
-        variants |= {"levels", "mask_factoring", "options", "projections", "refusals", "sums"}
+        variants |= {"constant_values", "levels", "mask_factoring", "options", "projections"}
+        variants |= {"refusals", "sums"}
         if mine == below[1] == "attention" and parts[-1] != "__init__.py":
             assert below[2] in variants, f"the variant {file} imports {name}"
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from support import BACKEND, assert_close
+from support import BACKEND, assert_close, value_and_gradients
 from variants import inputs, mask_of
 
 from keras_cosattn import (
@@ -50,7 +50,7 @@ def test_an_encoder_is_the_sum_of_its_parts(first, rng):
 
 
 @pytest.mark.parametrize("implicit", [False, True])
-def test_padding_does_not_reach_the_real_steps(implicit, rng):
+def test_padding_does_not_reach_the_valid_steps(implicit, rng):
     encoder = TransformerEncoder(9, attention=attention())
     decoder = TransformerDecoder(9, attention=attention())
     x, y = inputs(rng, 3, 13, 7), inputs(rng, 3, 11, 5)
@@ -153,3 +153,189 @@ def test_no_square_tensor_is_made_by_a_linear_block(square):
     shapes = [output.shape for op in graph.get_operations() for output in op.outputs]
     squares = [shape for shape in shapes if sum(n == length for n in shape.as_list() or ()) > 1]
     assert bool(squares) == square
+
+
+def names(block):
+    return ["/".join(weight.path.split("/")[-2:]) for weight in block.weights]
+
+
+ATTENTION = [
+    f"{part}/{weight}"
+    for part in ("query", "key", "value", "attention_output")
+    for weight in ("kernel", "bias")
+]
+DENSE = [
+    f"feedforward_{part}/{w}" for part in ("intermediate", "output") for w in ("kernel", "bias")
+]
+
+
+def norm_names(part):
+    return [f"{part}_norm/gamma", f"{part}_norm/beta"]
+
+
+def test_the_order_of_the_weights_is_that_of_keras_hub(rng):
+    x, y = inputs(rng, 2, 4, 8), inputs(rng, 2, 3, 5)
+    encoder, decoder, cross = (
+        cls(9, num_heads=2) for cls in (TransformerEncoder, TransformerDecoder, TransformerDecoder)
+    )
+    encoder(x), decoder(x), cross(x, y)
+    own = ATTENTION + norm_names("self_attention")
+    assert names(encoder) == own + norm_names("feedforward") + DENSE
+    assert names(decoder) == own + DENSE + norm_names("feedforward")
+    other = ATTENTION + norm_names("cross_attention")
+    assert names(cross) == own + other + DENSE + norm_names("feedforward")
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_each_dropout_has_a_seed_of_its_own(cross, rng):
+    block, x = TransformerDecoder(9, num_heads=2, dropout=0.1), inputs(rng, 2, 4, 8)
+    block(x, x) if cross else block(x)
+    assert len(block.non_trainable_variables) == (5 if cross else 3)
+
+
+def test_the_output_shape_is_known_without_a_call(rng):
+    encoder, decoder = TransformerEncoder(9, num_heads=2), TransformerDecoder(9, num_heads=2)
+    assert encoder.compute_output_shape((2, 13, 8)) == (2, 13, 8)
+    assert decoder.compute_output_shape((2, None, 8), (2, 5, 7)) == (2, None, 8)
+    layer, x = keras.layers.TimeDistributed(encoder), inputs(rng, 2, 3, 13, 8)
+    found = layer(x)
+    assert layer(keras.Input((3, 13, 8))).shape == (None, 3, 13, 8)
+    assert_close(np.asarray(found)[:, 1], encoder(x[:, 1]), EXACT)
+
+
+@pytest.mark.parametrize("cls", [TransformerEncoder, TransformerDecoder])
+def test_packed_sequences_are_those_alone(cls, rng):
+    block, x = cls(9, attention=LinearAttention(2, 3)), inputs(rng, 2, 13, 7)
+    ids = np.repeat([[4, 0, 4]], [3, 6, 4], axis=1).repeat(2, axis=0)
+    parts = [block(x[:, a:b]) for a, b in ((0, 3), (3, 9), (9, 13))]
+    assert_close(block(x, segment_ids=ids), np.concatenate(parts, axis=1), EXACT)
+
+
+def test_packed_sequences_need_to_know_their_part_of_the_encoder(rng):
+    block, x, y = TransformerDecoder(9, num_heads=2), inputs(rng, 2, 6, 8), inputs(rng, 2, 5, 7)
+    ids = np.repeat([[0, 1]], [2, 4], axis=1).repeat(2, axis=0)
+    block(x, y)
+    with pytest.raises(ValueError, match=r"`segment_ids` do not say.*`encoder_attention_mask`"):
+        block(x, y, segment_ids=ids)
+    mask = (ids[:, :, None] == 0) == (np.arange(5) < 3)  # (b, t, s)
+    found = block(x, y, segment_ids=ids, encoder_attention_mask=mask)
+    parts = block(x[:, :2], y[:, :3]), block(x[:, 2:], y[:, 3:])
+    assert_close(found, np.concatenate(parts, axis=1), EXACT)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_masked_steps_may_hold_anything(bad, implicit, rng):
+    encoder = TransformerEncoder(9, attention=attention(), normalize_first=True)
+    decoder = TransformerDecoder(9, attention=attention())
+    x, y = inputs(rng, 3, 6, 7), inputs(rng, 3, 5, 7)
+    x_mask, y_mask = mask_of((6, 2, 4), 6, "left"), mask_of((2, 5, 4), 5)
+    blocks = [encoder, decoder]
+    decoder(x, encoder(y))
+    variables = [v for block in blocks for v in block.trainable_variables]
+
+    def run(fill):
+        clean = [np.where(m[..., None], a, fill) for a, m in ((x, x_mask), (y, y_mask))]
+
+        def outputs(*weights):
+            for variable, weight in zip(variables, weights, strict=True):
+                variable.assign(weight)
+            a, b = (keras.ops.convert_to_tensor(z, "float32") for z in clean)
+            if implicit:
+                a, b = (mark(z, m) for z, m in ((a, x_mask), (b, y_mask)))
+                return decoder(a, encoder(b))
+            encoded = encoder(b, padding_mask=y_mask)
+            return decoder(a, encoded, decoder_padding_mask=x_mask, encoder_padding_mask=y_mask)
+
+        g = np.ones((3, 6, 7), "float32")
+        return value_and_gradients(outputs, g, *[v.numpy() for v in variables])
+
+    (expected, exact), (found, gradients) = run(0.0), run(bad)
+    assert_close(found, expected, EXACT)
+    for gradient, other in zip(gradients, exact, strict=True):
+        assert_close(gradient, other, EXACT)
+
+
+def mark(x, mask):
+    """`x` with an implicit mask."""
+
+    class Marked(keras.layers.Layer):
+        def call(self, x):
+            return x * 1
+
+        def compute_mask(self, x, previous_mask):
+            return keras.ops.convert_to_tensor(mask)
+
+    layer = Marked()
+    layer.supports_masking = True
+    return layer(x)
+
+
+def test_an_attention_keeps_a_dtype_policy_of_its_own(rng):
+    x = inputs(rng, 2, 5, 8)
+
+    def policies(attention_dtype, **block_dtype):
+        layer = attention() if attention_dtype is None else attention(dtype=attention_dtype)
+        block = TransformerEncoder(9, attention=layer, **block_dtype)
+        block(x)
+        again = TransformerEncoder.from_config(block.get_config())
+        assert again.get_config() == block.get_config()
+        again(x)
+        assert again.self_attention.dtype_policy == block.self_attention.dtype_policy
+        return block.self_attention.dtype_policy.name, block(x).dtype
+
+    assert policies("mixed_float16") == ("mixed_float16", "float32")
+    assert policies(None, dtype="mixed_float16") == ("mixed_float16", "float16")
+    assert policies("bfloat16", dtype="mixed_float16") == ("bfloat16", "float16")
+    assert policies(None) == ("float32", "float32")
+
+
+def test_a_dtype_policy_is_kept_when_another_is_global(rng):
+    block = TransformerEncoder(9, attention=attention(dtype="mixed_float16"), dtype="float32")
+    config = block.get_config()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        again = TransformerEncoder.from_config(config)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    again(inputs(rng, 2, 5, 8))
+    assert again.self_attention.dtype_policy.name == "mixed_float16"
+
+
+@pytest.mark.parametrize("cls", [TransformerEncoder, TransformerDecoder])
+def test_a_loaded_model_can_be_quantised_and_tuned(cls, rng, tmp_path):
+    x, data = keras.Input((None, 8)), inputs(rng, 2, 5, 8)
+    model = keras.Model(x, cls(9, attention=LinearAttention(2, 3), dropout=0.1)(x))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded.quantize("int8")  # before any call, which would build what loading did not
+    assert_close(loaded(data), model(data), 0.05)  # int8 keeps 7 bits
+    for layer in loaded._flatten_layers():
+        if hasattr(layer, "enable_lora"):
+            layer.enable_lora(2)
+    assert len(loaded.trainable_variables) == 6 * 2 + 4 + 6  # a, b; norms; biases
+    assert_close(loaded(data), model(data), 0.05)
+
+
+def test_a_block_says_what_is_wrong_with_its_inputs(rng):
+    x, y = inputs(rng, 2, 6, 8), inputs(rng, 2, 5, 7)
+    with pytest.raises(ValueError, match=r"`inputs` must have shape \(batch, steps, features\)"):
+        TransformerEncoder(9, num_heads=2)(x[0])
+    with pytest.raises(ValueError, match=r"`padding_mask` must have shape.*\(2, 6\).*\(2, 5\)"):
+        TransformerEncoder(9, num_heads=2)(x, padding_mask=np.ones((2, 5), "bool"))
+    with pytest.raises(ValueError, match=r"must return the width of its input, 8.*=5"):
+        TransformerEncoder(9, attention=attention(output_shape=5))(x)
+    decoder = TransformerDecoder(9, num_heads=2)
+    decoder(x, y)
+    with pytest.raises(ValueError, match=r"needs one in every call"):
+        decoder(x)
+    with pytest.raises(ValueError, match=r"`encoder_sequence` must have shape"):
+        decoder(x, y[0])
+    with pytest.raises(ValueError, match=r"`encoder_padding_mask` must have shape.*\(2, 5\)"):
+        decoder(x, y, encoder_padding_mask=np.ones((2, 6), "bool"))
+
+
+def test_a_mask_may_be_a_list(rng):
+    block, x = TransformerEncoder(9, num_heads=2), inputs(rng, 2, 3, 8)
+    mask = [[True, True, False], [True, False, False]]
+    assert_close(block(x, padding_mask=mask), block(x, padding_mask=np.array(mask)), 0)

@@ -57,7 +57,7 @@ def draw(
     >>> [axes.get_title() for axes in figure.axes if axes.get_title()]
     ['uniform', 'mass within a distance']
     """
-    figure = _figure(max(3.2 * len(weights), 9), 7)
+    figure: Any = _figure(max(3.2 * len(weights), 9), 7)
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     _draw_matrices(top, {name: _matrix(w, seen, example, head) for name, w in weights.items()})
     panels = _panels(bottom, 3 if dilutions else 1)

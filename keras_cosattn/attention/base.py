@@ -10,6 +10,7 @@ from keras import ops
 from keras_cosattn import scope
 from keras_cosattn.attention import refusals
 from keras_cosattn.attention.call_inputs import CallInputs, check_shapes, differ, read_call
+from keras_cosattn.attention.constant_values import attend_to_constants, attends_to_constants
 from keras_cosattn.attention.projections import HeadProjections
 from keras_cosattn.layout import CallLayout
 from keras_cosattn.ops import arrays
@@ -77,6 +78,7 @@ class Attention(HeadProjections):
     """
 
     accepts_attention_mask = False
+    queries_are_independent = False  # without `position`: no output depends on other queries
     limit_advice = "Build the layer with a larger `max_length`, or shorten the input."
     needs_valid_first = False  # `_mix` and `_attend_in_stream` want the valid steps first
 
@@ -159,6 +161,9 @@ class Attention(HeadProjections):
         if stream is None and inputs.is_empty:
             return self._nothing(inputs, return_weights)
         inputs = inputs.zero_masked()
+        if attends_to_constants(stream, inputs.layout.causal):
+            mixed = attend_to_constants(self, inputs, stream, training)
+            return arrays.zero_masked(mixed, inputs.layout.query_mask), None
         if stream is None and self.sequence_limit is not None:
             longest = self._longest(inputs.layout)
             inputs = inputs.check_limit(longest, self.sequence_limit, self.name, self.limit_advice)

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_cosattn import limits, scope
+from keras_cosattn.attention.constant_values import attends_to_constants
 from keras_cosattn.attention.mask_factoring import factor
 from keras_cosattn.layout import CallLayout, StepOrder
 from keras_cosattn.ops import arrays, timesteps
@@ -111,9 +112,13 @@ def read_call(
         padding = ops.broadcast_to(padding, ops.shape(value)[:2])
     key_mask = timesteps.combine(timesteps.combine(value_mask, key_mask), padding)
 
+    to_constants = attends_to_constants(stream, use_causal_mask)
+    stream_mask = None if stream is None else stream.mask
+    if to_constants:
+        query_mask = timesteps.combine(stream_mask, query_mask)
     reasons = {
         "`segment_ids` number the steps of one sequence": segment_ids is not None,
-        "a stream is one sequence": stream is not None,
+        "a stream is one sequence": stream is not None and not to_constants,
         "the layer compares the steps of one sequence": "cross" in layer.cannot,
         "a causal call without `query_mask` takes the mask of the values for both": (
             use_causal_mask and query_mask is None and key_mask is not None
@@ -123,7 +128,7 @@ def read_call(
     if reason is not None:
         _check_one_sequence(layer, reason, query, value, key)
         mask = query_mask if key_mask is query_mask else timesteps.combine(query_mask, key_mask)
-        mask = timesteps.combine(None if stream is None else stream.mask, mask)
+        mask = timesteps.combine(stream_mask, mask)
         query_mask = key_mask = mask
     layout = CallLayout(
         query_steps=ops.shape(query)[1],  # read before the projections: later, reading it would
@@ -188,7 +193,7 @@ def differ(first: Any, second: Any) -> bool:
     first, second = limits.known_value(first), limits.known_value(second)
     if first is None or second is None:
         return False
-    return not np.array_equal(*(np.asarray(x, "float64") for x in (first, second)), equal_nan=True)
+    return not np.array_equal(first.astype("float64"), second.astype("float64"), equal_nan=True)
 
 
 def _steps(layer_name, name, x, shape):

@@ -34,6 +34,7 @@ class LinearAttention(SumsAttention):
     """
 
     accepts_positions = ("rotation",)
+    queries_are_independent = True
 
     def __init__(self, num_heads, key_dim, *, feature_map="elu+1", chunk_size=CHUNK_SIZE, **kwargs):
         super().__init__(num_heads, key_dim, **kwargs)

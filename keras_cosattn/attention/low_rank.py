@@ -37,6 +37,8 @@ class LowRankAttention(Attention):
         projection_initializer: of E and F, `(max_length, rank)` or `(max_length, hk, rank)`.
     """
 
+    queries_are_independent = True
+
     def __init__(
         self,
         num_heads,

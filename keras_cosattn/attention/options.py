@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
+
+from keras_cosattn.layer_options import LayerOptions
 
 
-class AttentionOptions(TypedDict, total=False):
+class AttentionOptions(LayerOptions, total=False):
     """The keyword arguments of `Attention` beside `num_heads` and `key_dim`."""
 
     value_dim: int | None
@@ -21,6 +23,3 @@ class AttentionOptions(TypedDict, total=False):
     seed: int | None
     num_key_value_heads: int | None
     position: Any
-    name: str | None
-    dtype: Any
-    trainable: bool

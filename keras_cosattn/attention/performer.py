@@ -45,6 +45,7 @@ class PerformerAttention(SumsAttention):
     """
 
     accepts_positions = ("rotation",)
+    queries_are_independent = True
 
     def __init__(
         self,

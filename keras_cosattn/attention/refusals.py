@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from keras_cosattn import scope
+from keras_cosattn.attention.constant_values import attends_to_constants
 from keras_cosattn.layout import CallLayout
 
 USES = {
@@ -30,10 +31,14 @@ def check_use(layer: Any, layout: CallLayout, return_attention_scores: bool) -> 
     refuse(layer, "causal" if layout.causal else "both ways")
     if layout.segments is not None:
         refuse(layer, "packed")
-    if scope.current() is None:
+    stream = scope.current()
+    if stream is None:
         return
     reasons = {
-        "it looks ahead: it is called without `use_causal_mask=True`": not layout.causal,
+        "it looks ahead: it is called without `use_causal_mask=True`. (If it attends to an "
+        "encoder, name the encoder's inputs in `Streaming(model, constants=...)`)": (
+            not layout.causal and not attends_to_constants(stream, layout.causal)
+        ),
         "`attention_mask` would have to cover the past": layout.attention_mask is not None,
         "`segment_ids` are not needed: reset the stream instead": layout.segments is not None,
         "`return_attention_scores` would need the whole past": return_attention_scores,

@@ -23,6 +23,7 @@ class SoftmaxAttention(CachedAttention):
     """
 
     accepts_attention_mask = True
+    queries_are_independent = True
     accepts_positions = ("rotation", "encoding", "bias")
 
     def _attend(self, q, k, v, layout, training, return_weights):

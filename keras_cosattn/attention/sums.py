@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from keras import ops
 
 from keras_cosattn.attention.base import Attention
 from keras_cosattn.layout import CallLayout
 from keras_cosattn.ops import timesteps
+from keras_cosattn.scope import Stream
 
 
 class SumsAttention(Attention):
@@ -60,6 +63,21 @@ class SumsAttention(Attention):
         weights = self._weights(q, k, layout) if return_weights else None
         mixed, _ = self._sums(q, k, v, layout, None)
         return self.dropout_layer(mixed, training=training), weights
+
+    def attend_to_state(self, query: Any, stream: Stream) -> Any:
+        """Return what queries `(b, t, m)` get of the sums in a stream's state, `(b, t, m)`.
+
+        The state stays as it is: no step is added to it.
+        """
+        q = self.query_dense(query)
+        b, t = ops.shape(q)[:2]
+        heads = self.num_key_value_heads
+        k = ops.zeros((b, t, heads, self.key_dim), q.dtype)
+        v = ops.zeros((b, t, heads, self.value_dim), q.dtype)
+        _, state = stream.read(self, b, **self._state_spec())
+        layout = CallLayout(t, t, key_mask=ops.zeros((b, t), "bool"), causal=True)
+        mixed, _ = self._sums(q, k, v, layout, state)
+        return self.output_dense(ops.cast(mixed, self.compute_dtype))
 
     def _attend_in_stream(self, q, k, v, layout, stream, training):
         spec = self._state_spec()

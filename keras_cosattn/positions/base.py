@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 from keras import ops
 
 from keras_cosattn.component import Component
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
+
 Tensor = Any
+Shape = tuple[Any, ...]
+"""Sizes of axes; None is unknown."""
 
 
 class Position(Component):
@@ -93,7 +100,7 @@ class LearnedPosition(Position):
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
-    def __init__(self, initializer: Any, **kwargs: Any) -> None:
+    def __init__(self, initializer: Any, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(**kwargs)
         self.initializer = keras.initializers.get(initializer)
 

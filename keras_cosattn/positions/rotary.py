@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
 from keras_cosattn.ops.rotation import apply_rotation
 from keras_cosattn.positions.base import Position, Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -39,7 +44,7 @@ class Rotary(Position):
 
     kind: Literal["rotation"] = "rotation"
 
-    def __init__(self, base: float = 10_000.0, **kwargs: Any) -> None:
+    def __init__(self, base: float = 10_000.0, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(**kwargs)
         self.base = base
 

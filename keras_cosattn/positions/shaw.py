@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 from keras import ops
 
 from keras_cosattn.ops import arrays
 from keras_cosattn.ops.arguments import integer
-from keras_cosattn.positions.base import LearnedPosition, Tensor, distances
+from keras_cosattn.positions.base import LearnedPosition, Shape, Tensor, distances
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -44,12 +49,15 @@ class Shaw(LearnedPosition):
     kind: Literal["bias"] = "bias"
 
     def __init__(
-        self, max_distance: int = 16, initializer: Any = "glorot_uniform", **kwargs: Any
+        self,
+        max_distance: int = 16,
+        initializer: Any = "glorot_uniform",
+        **kwargs: Unpack[LayerOptions],
     ) -> None:
         super().__init__(initializer, **kwargs)
         self.max_distance = integer("max_distance", max_distance)
 
-    def build(self, query_shape: tuple[int | None, ...]) -> None:
+    def build(self, query_shape: Shape) -> None:
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(2 * self.max_distance + 1, query_shape[3]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
@@ -11,7 +11,12 @@ from keras import ops
 
 from keras_cosattn.ops import arrays
 from keras_cosattn.ops.arguments import integer
-from keras_cosattn.positions.base import LearnedPosition, Tensor, distances
+from keras_cosattn.positions.base import LearnedPosition, Shape, Tensor, distances
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 
 def buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> np.ndarray:
@@ -73,7 +78,7 @@ class T5Bias(LearnedPosition):
         max_distance: int = 128,
         bidirectional: bool = True,
         initializer: Any = "random_normal",
-        **kwargs: Any,
+        **kwargs: Unpack[LayerOptions],
     ) -> None:
         super().__init__(initializer, **kwargs)
         smallest = 4 if bidirectional else 2
@@ -87,7 +92,7 @@ class T5Bias(LearnedPosition):
                 f"distance each. Received: max_distance={max_distance}, num_buckets={num_buckets}"
             )
 
-    def build(self, query_shape: tuple[int | None, ...]) -> None:
+    def build(self, query_shape: Shape) -> None:
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.num_buckets, query_shape[2]),

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 from keras import ops
 
 from keras_cosattn.ops import arrays
 from keras_cosattn.ops.angles import angles, frequencies
-from keras_cosattn.positions.base import LearnedPosition, Tensor
+from keras_cosattn.positions.base import LearnedPosition, Shape, Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -42,12 +47,15 @@ class TransformerXL(LearnedPosition):
     kind: Literal["bias"] = "bias"
 
     def __init__(
-        self, base: float = 10_000.0, initializer: Any = "glorot_uniform", **kwargs: Any
+        self,
+        base: float = 10_000.0,
+        initializer: Any = "glorot_uniform",
+        **kwargs: Unpack[LayerOptions],
     ) -> None:
         super().__init__(initializer, **kwargs)
         self.base = base
 
-    def build(self, query_shape: tuple[int | None, ...]) -> None:
+    def build(self, query_shape: Shape) -> None:
         h, d = query_shape[2:]
         size = 2 * len(frequencies(d))
         self.content = self._add("content", (h, d))

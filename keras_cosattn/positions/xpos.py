@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
@@ -10,6 +10,11 @@ from keras import ops
 
 from keras_cosattn.ops.rotation import apply_rotation
 from keras_cosattn.positions.base import Position, Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 LARGEST_EXPONENT = 80.0  # e^80 is below the largest float32 number, about e^88
 LARGEST_POSITION = 2**31 - 1
@@ -54,7 +59,7 @@ class XPos(Position):
         base: float = 10_000.0,
         scale_base: float = 512.0,
         gamma: float = 0.4,
-        **kwargs: Any,
+        **kwargs: Unpack[LayerOptions],
     ) -> None:
         super().__init__(**kwargs)
         self.base, self.scale_base, self.gamma = base, scale_base, gamma

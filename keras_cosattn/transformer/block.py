@@ -1,0 +1,174 @@
+"""What the encoder and the decoder share: arguments, feed-forward network, residuals, norms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+from keras import ops
+
+from keras_cosattn.attention import Attention, SoftmaxAttention
+from keras_cosattn.transformer.attention_config import attention_config, build_attention
+from keras_cosattn.transformer.masked_inputs import MaskedInputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
+
+Tensor = Any
+
+
+class TransformerBlock(keras.layers.Layer):
+    """Base of the transformer blocks.
+
+    Args: as `TransformerEncoder`.
+    """
+
+    def __init__(
+        self,
+        intermediate_dim: int,
+        num_heads: int | None = None,
+        dropout: float = 0,
+        activation: Any = "relu",
+        layer_norm_epsilon: float = 1e-05,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        normalize_first: bool = False,
+        attention: Attention | dict | None = None,
+        **kwargs: Unpack[LayerOptions],
+    ):
+        super().__init__(**kwargs)
+        self._attention_config = attention_config("attention", attention)
+        heads = self._attention_config and self._attention_config["config"]["num_heads"]
+        if heads is None and num_heads is None:
+            raise ValueError(
+                f"{self.name}: give `attention`, a layer, or `num_heads` for softmax attention."
+            )
+        if None not in (heads, num_heads) and heads != num_heads:
+            raise ValueError(
+                f"{self.name}: `num_heads` and `attention` disagree. Received: "
+                f"num_heads={num_heads}, attention.num_heads={heads}"
+            )
+        self.intermediate_dim = intermediate_dim
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.activation = keras.activations.get(activation)
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.normalize_first = normalize_first
+        self.supports_masking = True
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "num_heads": self.num_heads,
+            "dropout": self.dropout,
+            "activation": keras.activations.serialize(self.activation),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "normalize_first": self.normalize_first,
+            "attention": self._attention_config,
+        }
+
+    def _build_attention(self, name, query_shape, value_shape, config=None):
+        config = config or self._attention_config or self._softmax_config(query_shape)
+        return build_attention(config, name, self.dtype_policy, query_shape, value_shape)
+
+    def _softmax_config(self, shape):
+        """The saved form of the default attention, which is that of KerasHub."""
+        if shape[-1] % self.num_heads:
+            raise ValueError(
+                f"{self.name}: `num_heads` must divide the width of the input. Received: "
+                f"num_heads={self.num_heads}, input shape {tuple(shape)}"
+            )
+        layer = SoftmaxAttention(
+            self.num_heads,
+            shape[-1] // self.num_heads,
+            dropout=self.dropout,
+            kernel_initializer=self.kernel_initializer,
+            bias_initializer=self.bias_initializer,
+            dtype=self.dtype_policy,
+        )
+        return keras.saving.serialize_keras_object(layer)
+
+    def _build_norm(self, name, shape):
+        norm = keras.layers.LayerNormalization(
+            epsilon=self.layer_norm_epsilon, name=name, dtype=self.dtype_policy
+        )
+        norm.build(shape)
+        return norm
+
+    def _build_dropout(self, name):
+        return keras.layers.Dropout(self.dropout, name=name, dtype=self.dtype_policy)
+
+    def _build_dense(self, name, shape, units, activation):
+        dense = keras.layers.EinsumDense(  # `Dense` cuts a TFLite graph of any length into parts
+            "btm,mf->btf",
+            output_shape=(None, units),
+            bias_axes="f",
+            activation=activation,
+            kernel_initializer=self.kernel_initializer.clone(),
+            bias_initializer=self.bias_initializer.clone(),
+            name=name,
+            dtype=self.dtype_policy,
+        )
+        dense.supports_masking = True
+        dense.build(shape)
+        return dense
+
+    def _build_feedforward(self, shape):
+        self.feedforward_intermediate = self._build_dense(
+            "feedforward_intermediate", shape, self.intermediate_dim, self.activation
+        )
+        inner = (*shape[:-1], self.intermediate_dim)
+        self.feedforward_output = self._build_dense("feedforward_output", inner, shape[-1], None)
+        self.feedforward_dropout = self._build_dropout("feedforward_dropout")
+        self.masked_inputs = MaskedInputs(name="masked_inputs", dtype=self.dtype_policy)
+
+    def _feedforward(self, x, training):
+        return self._residual(
+            x,
+            lambda x: (self.feedforward_output(self.feedforward_intermediate(x)), None),
+            self.feedforward_norm,
+            self.feedforward_dropout,
+            training,
+        )[0]
+
+    def _residual(self, x, part, norm, dropout, training):
+        """Return `x + part(norm(x))`, or `norm(x + part(x))`, and what else `part` returns."""
+        y, more = part(norm(x) if self.normalize_first else x)
+        x = x + dropout(y, training=training)
+        return x if self.normalize_first else norm(x), more
+
+    def _read_mask(self, name, mask, x, streamed=True):
+        """Return `x` with zeros in masked steps, and the mask `(b, t)` or None.
+
+        Args:
+            name: String, the name of the call argument `mask`, for the error.
+            mask: The value of this argument, or None for the implicit mask of `x`.
+            x: Tensor `(b, t, m)`.
+            streamed: Boolean. Whether `x` are steps of the open stream, if there is one.
+        """
+        if mask is not None:
+            mask = ops.cast(ops.convert_to_tensor(mask), "bool")
+            if len(mask.shape) != 2 or not all(map(_compatible, mask.shape, x.shape)):
+                raise ValueError(
+                    f"{self.name}: `{name}` must have shape (batch, steps) = "
+                    f"{tuple(x.shape[:2])}. Received: {name}.shape={tuple(mask.shape)}"
+                )
+        return self.masked_inputs(x, mask=mask, streamed=streamed)
+
+    def _check_sequence(self, name, shape):
+        if len(shape) != 3:
+            raise ValueError(
+                f"{self.name}: `{name}` must have shape (batch, steps, features). "
+                f"Received: {name}.shape={tuple(shape)}"
+            )
+
+
+def _compatible(n, other):
+    return None in (n, other) or n == other
