@@ -17,14 +17,9 @@ from keras_cosattn.ops import arrays
 from keras_cosattn.ops import route as routing
 
 if TYPE_CHECKING:
-    from typing_extensions import TypedDict, Unpack
+    from typing_extensions import Unpack
 
-    class LayerOptions(TypedDict, total=False):
-        """The keyword arguments of `keras.layers.Layer`."""
-
-        name: str | None
-        dtype: Any
-        trainable: bool
+    from keras_cosattn.layer_options import LayerOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
