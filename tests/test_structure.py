@@ -49,15 +49,9 @@ def test_imports_go_down(file):
             continue
         if below[1] in FLOOR and below[1] != mine:
             assert FLOOR[below[1]] < FLOOR[mine], f"{file} imports {name}"
-<<<<<<< HEAD
         variants = {"aggregators", "arguments", "axes", "base", "bucketed", "cached", "call_inputs"}
         variants |= {"constant_values", "keras_arguments", "known_masks", "levels"}
         variants |= {"mask_factoring", "options", "projections", "refusals", "sums"}
-=======
-        variants = {"aggregators", "arguments", "base", "bucketed", "cached", "call_inputs"}
-        variants |= {"constant_values", "levels", "mask_factoring", "options", "projections"}
-        variants |= {"refusals", "sums"}
->>>>>>> docs2
         if mine == below[1] == "attention" and parts[-1] != "__init__.py":
             assert below[2] in variants, f"the variant {file} imports {name}"
 
