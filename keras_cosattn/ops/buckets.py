@@ -20,12 +20,11 @@ from keras import ops
 from keras_cosattn.ops import arrays, timesteps
 from keras_cosattn.ops.windows import attend_in_blocks
 
+Tensor = Any
+
 LAST_SCORE = -1e5
 """The score of a step's own key if it counts only where there is no other key. Its exponential is
 zero in float32."""
-
-
-Tensor = Any
 
 
 def bucket_attention(
