@@ -164,11 +164,11 @@ def causal_cosine_attention(
     count = timesteps.count_valid(t, query_mask, segments, start)
     position = _clip_positions(max_length, ops.maximum(count - 1, 0))
 
-    half = None if horizon is None else ops.floor_divide(position, horizon // 2)
+    half: Any = None if horizon is None else ops.floor_divide(position, horizon // 2)
     offset = position if horizon is None else position - half * (horizon // 2)
     q_read = cosine_features(q, arrays.repeat_rows(offset, group), span)
     k_write = cosine_features(k, offset, span)
-    options = {"group": group, "chunk_size": chunk_size, "runs": segments}
+    options: dict[str, Any] = {"group": group, "chunk_size": chunk_size, "runs": segments}
     if query_mask is None and segments is None and isinstance(span, int):
         options["kernel"] = lambda distance: ops.cos(cosine_angles(distance, span, q.dtype))
     else:

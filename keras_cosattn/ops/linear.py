@@ -68,16 +68,16 @@ def linear_attention(
     group = arrays.group_size(q, k)
     segments = timesteps.segment_numbers(segment_ids)
     v = arrays.zero_masked(arrays.accumulate(v), mask)
-    means = state is not None and "count" in state
-    if means:
+    count = None if state is None else state.get("count")  # a state of means has it
+    if count is not None:
         new = ops.shape(k)[1] if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1)
-        keep, share = arrays.shares_of_mean(state["count"], new)
+        keep, share = arrays.shares_of_mean(count, new)
 
     def sums(q, k, v, name):
         k = arrays.zero_masked(arrays.accumulate(k), mask)
         q = arrays.fold_groups(arrays.accumulate(q), group)
         past = zero_sums(k, v) if state is None else {"sums": state[name]}
-        if means:
+        if count is not None:
             k, past = k * share, {"sums": past["sums"] * keep}
         options = {"group": group, "chunk_size": chunk_size}
         if causal:
@@ -90,7 +90,7 @@ def linear_attention(
             out = chunks.read(q, past["sums"])
         return out, past["sums"]
 
-    after = {"count": state["count"] + new} if means else {}
+    after = {} if count is None else {"count": count + new}
     if rotated is None:
         out, after["sums"] = sums(q, k, arrays.append_ones(v), "sums")
         return arrays.unfold_groups(arrays.divide(out), group), after
@@ -158,7 +158,7 @@ def both_ways(
     def flip(x):
         return None if x is None else ops.flip(x, axis=1)
 
-    features = {"q_read": q_read, "k_write": k_write, "positions": positions}
+    features: dict[str, Any] = {"q_read": q_read, "k_write": k_write, "positions": positions}
     out, state_after = causal_sums(q, k, v, state, runs=runs, **features, **options)
     empty = {"sums": ops.zeros_like(state["sums"])}
     features = {name: flip(x) for name, x in features.items()}
