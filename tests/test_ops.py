@@ -398,7 +398,7 @@ def test_a_stream_of_100_000_steps_stays_near_the_sum(horizon, rng):
 @pytest.mark.parametrize("attend", [ops.cosine_attention, ops.causal_cosine_attention])
 def test_more_than_max_length_steps_raise(attend, rng):
     q, k, v, _, _ = example(Case(13), rng)
-    message = r"13 steps, but max_length=12.*turns negative.*larger `max_length`.*with `horizon`"
+    message = r"13 steps, but max_length=12.*is negative.*larger `max_length`.*with `horizon`"
     with pytest.raises(ValueError, match=message):
         attend(q, k, v, max_length=12)
 

@@ -35,12 +35,12 @@ class BucketedAttention(CachedAttention):
 
     @property
     def _bucket_count(self):
-        raise NotImplementedError(f"{type(self).__name__} must fill in `_bucket_count`.")
+        raise NotImplementedError(f"{type(self).__name__} must override `_bucket_count`.")
 
     @property
     def _chunk_size(self):
         """C, the number of steps in a chunk."""
-        raise NotImplementedError(f"{type(self).__name__} must fill in `_chunk_size`.")
+        raise NotImplementedError(f"{type(self).__name__} must override `_chunk_size`.")
 
     @property
     def _rounds(self):
@@ -48,11 +48,11 @@ class BucketedAttention(CachedAttention):
 
     def _buckets(self, q):
         """Return the bucket of each step, int32 `(b, t, h, rounds)`; q is float32."""
-        raise NotImplementedError(f"{type(self).__name__} must fill in `_buckets`.")
+        raise NotImplementedError(f"{type(self).__name__} must override `_buckets`.")
 
     def _query_and_key(self, q):
         """Return the queries and keys `(b, t, h, d)` of the float32 projection q."""
-        raise NotImplementedError(f"{type(self).__name__} must fill in `_query_and_key`.")
+        raise NotImplementedError(f"{type(self).__name__} must override `_query_and_key`.")
 
     def _mix(self, q, k, v, layout, training):
         mask, segments = layout.key_mask, layout.segments

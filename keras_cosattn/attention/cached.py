@@ -76,7 +76,7 @@ class CachedAttention(Attention):
         `past` has a tensor `(b, max_length, heads, size)` for each name of `_cache_spec`. Empty
         slots are zero. Returns a tensor `(b, t, h, e)`.
         """
-        raise NotImplementedError(f"{type(self).__name__} must fill in `_attend_to_cache`.")
+        raise NotImplementedError(f"{type(self).__name__} must override `_attend_to_cache`.")
 
     def _attend_in_stream(self, q, k, v, layout, stream, training):
         n, spec, mask = self.max_length, self._cache_spec(), layout.key_mask

@@ -26,15 +26,15 @@ class SumsAttention(Attention):
 
     def _sums(self, q, k, v, layout, state):
         """Return `(b, t, h, e)` and the new state. `state` is None for a whole sequence."""
-        raise NotImplementedError(f"{type(self).__name__} must fill in `_sums`.")
+        raise NotImplementedError(f"{type(self).__name__} must override `_sums`.")
 
     def _weights(self, q, k, layout):
         """Return the weights `(b, h, t, s)` that `_sums` implies."""
-        raise NotImplementedError(f"{type(self).__name__} must fill in `_weights`.")
+        raise NotImplementedError(f"{type(self).__name__} must override `_weights`.")
 
     def _state_spec(self):
         """Return the shape (without the batch axis) and the dtype of each entry of the state."""
-        raise NotImplementedError(f"{type(self).__name__} must fill in `_state_spec`.")
+        raise NotImplementedError(f"{type(self).__name__} must override `_state_spec`.")
 
     def _apply_rotation(self, q, k, layout, state):
         """Return the rotated queries and keys, and the state of the positions.

@@ -1,62 +1,67 @@
-"""Small tensor helpers shared by the ops: precision, time padding, head groups."""
+"""Small tensor helpers that the ops share: precision, padding in time, groups of heads."""
+
+from __future__ import annotations
 
 import math
+from typing import Any
 
 from keras import backend, ops
+
+Tensor = Any
+Size = Any  # an int, or an integer tensor in a graph with dynamic shapes
 
 SMALLEST_SUM = 1e-12
 """A row whose weights sum to far less than this attends to nothing and gives zero."""
 
 
-def accumulate(x):
-    """`x` in the precision of sums: float32, or float64 where it came as float64."""
+def accumulate(x: Tensor) -> Tensor:
+    """Return `x` in the precision of sums: float32, or float64 for a float64 tensor."""
     wide = backend.standardize_dtype(x.dtype) == "float64"
     return ops.cast(x, "float64" if wide else "float32")
 
 
-def zero_masked(x, mask):
-    """`x (b, t, ...)` with exact zeros, also for NaN, where `mask (b, t)` is False."""
+def zero_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return `x (b, t, ...)` with zeros where `mask (b, t)` is False, also in place of NaN."""
     if mask is None:
         return x
-    for _ in range(len(x.shape) - 2):
-        mask = ops.expand_dims(mask, -1)
+    mask = ops.expand_dims(mask, tuple(range(2, len(x.shape))))
     return ops.where(mask, x, ops.zeros((), x.dtype))
 
 
-def maximum(first, second):
-    """The larger of two sizes: an integer if both are."""
+def maximum(first: Size, second: Size) -> Size:
+    """Return the larger of two sizes, an integer if both are integers."""
     if isinstance(first, int) and isinstance(second, int):
         return max(first, second)
     return ops.maximum(first, second)
 
 
-def append_ones(v):
-    """`[v, 1]`, so that one sum carries the numerator and, last, the normaliser."""
+def append_ones(v: Tensor) -> Tensor:
+    """Return `[v, 1]`. Sums of it have the numerator and, as last column, the normaliser."""
     return ops.concatenate([v, ops.ones_like(v[..., :1])], axis=-1)
 
 
-def sums_and_totals(k, v):
-    """`sum_s k_s [v_s, 1]^T`: `(b, s, h, f)`, `(b, s, h, e)` -> `(b, h, f, e + 1)`."""
+def sums_and_totals(k: Tensor, v: Tensor) -> Tensor:
+    """Return `sum_s k_s [v_s, 1]^T`: `(b, s, h, f)`, `(b, s, h, e)` -> `(b, h, f, e + 1)`."""
     totals = ops.expand_dims(ops.sum(k, axis=1), -1)
     return ops.concatenate([ops.einsum("bshf,bshe->bhfe", k, v), totals], axis=-1)
 
 
-def divide(sums):
-    """`(..., e + 1) -> (..., e)`: numerator by normaliser, zero where that is zero.
+def divide(sums: Tensor) -> Tensor:
+    """Divide numerator by normaliser, `(..., e + 1) -> (..., e)`. A normaliser of 0 gives 0.
 
-    Without a comparison or a choice, which would cut a TFLite graph into two delegated parts:
-    `total / size` is the sign.
+    `total / size` is the sign of the normaliser. A comparison or a selection would cut a TFLite
+    graph into two delegated parts.
     """
     total = sums[..., -1:]
     size = ops.maximum(ops.abs(total), SMALLEST_SUM)
     return sums[..., :-1] / size * (total / size)
 
 
-def shares_of_mean(before, new):
-    """What a mean of `before (b,)` terms keeps when there are `new` more, and each one's share.
+def shares_of_mean(before: Tensor, new: Size) -> tuple[Tensor, Tensor]:
+    """Return the factors `(keep, share)` of a mean of `before (b,)` terms that gets `new` more.
 
-    `new mean = keep * mean + share * sum of new`, `(b, 1, 1, 1)` both. Counts that a device takes
-    for infinite in float16 leave the mean as it is.
+    `new mean = keep * mean + share * sum of new terms`. Both have shape `(b, 1, 1, 1)`. The mean
+    stays as it is if a device that computes in float16 takes the counts for infinite.
     """
     after = ops.cast(ops.maximum(before + new, 1), "float32")
     share = ops.reshape(1.0 / after, (-1, 1, 1, 1))
@@ -64,50 +69,54 @@ def shares_of_mean(before, new):
     return keep, share
 
 
-def zeros_in_time(x, length):
-    """Zeros like `x (b, t, ...)` with `length` steps, which may be a tensor."""
+def zeros_in_time(x: Tensor, length: Size) -> Tensor:
+    """Return zeros like `x (b, t, ...)`, with `length` steps."""
     return ops.zeros((ops.shape(x)[0], length, *x.shape[2:]), x.dtype)
 
 
-def pad_end(x, amount):
-    """`x (b, t, ...)` followed by `amount` zero steps."""
+def pad_end(x: Tensor, amount: Size) -> Tensor:
+    """Append `amount` steps of zeros to `x (b, t, ...)`."""
     if isinstance(amount, int) and amount == 0:
         return x
     return ops.concatenate([x, zeros_in_time(x, amount)], axis=1)
 
 
-def pad_start(x, amount):
-    """`x (b, t, ...)` behind `amount` zero steps."""
+def pad_start(x: Tensor, amount: Size) -> Tensor:
+    """Prepend `amount` steps of zeros to `x (b, t, ...)`."""
     if isinstance(amount, int) and amount == 0:
         return x
     return ops.concatenate([zeros_in_time(x, amount), x], axis=1)
 
 
-def fit_length(x, length):
-    """`x (b, s, ...)` cut, or followed by zeros, to `length` steps."""
+def fit_length(x: Tensor, length: Size) -> Tensor:
+    """Return the first `length` steps of `x (b, s, ...)`, with zeros appended if s is smaller."""
     s = ops.shape(x)[1]
     if isinstance(s, int) and isinstance(length, int):
         return x[:, :length] if s >= length else pad_end(x, length - s)
     return pad_end(x[:, :length], ops.maximum(length - s, 0))
 
 
-def pad_with_last(x, amount):
-    """`x (b, t)` followed by `amount` copies of its last step."""
+def pad_with_last(x: Tensor, amount: Size) -> Tensor:
+    """Append `amount` copies of the last step to `x (b, t)`."""
     if isinstance(amount, int) and amount == 0:
         return x
     last = ops.broadcast_to(x[:, -1:], (ops.shape(x)[0], amount))
     return ops.concatenate([x, last], axis=1)
 
 
-def ceil_sqrt(n):
-    """The smallest integer whose square is at least `n`, an int or a tensor."""
+def ceil_sqrt(n: Size) -> Size:
+    """Return the smallest integer whose square is at least `n`."""
     if isinstance(n, int):
         return math.isqrt(n - 1) + 1
     return ops.cast(ops.ceil(ops.sqrt(ops.cast(n, "float32"))), "int32")
 
 
-def group_size(q, k):
-    """Query heads per key head. Raises ValueError if they do not divide."""
+def group_size(q: Tensor, k: Tensor) -> int:
+    """Return the number of query heads per key head.
+
+    Raises:
+        ValueError: If the number of query heads is no multiple of the number of key heads.
+    """
     heads, shared = q.shape[2], k.shape[2]
     if heads % shared:
         raise ValueError(
@@ -117,10 +126,10 @@ def group_size(q, k):
     return heads // shared
 
 
-def fold_groups(q, group):
-    """`(b, t, h * group, d) -> (b, t * group, h, d)`: grouped heads become more rows.
+def fold_groups(q: Tensor, group: int) -> Tensor:
+    """Make the heads of a group rows of one head: `(b, t, h * group, d) -> (b, t * group, h, d)`.
 
-    Here and below without a fifth axis, which GPU delegates do not take.
+    This and the functions below need no fifth axis, which GPU delegates do not support.
     """
     if group == 1:
         return q
@@ -130,24 +139,24 @@ def fold_groups(q, group):
     return ops.reshape(q, (b, t * group, h, d))
 
 
-def repeat_rows(x, group, axis=1):
-    """`x` with every step repeated for the `group` rows that it has."""
-    return x if group == 1 else ops.repeat(x, group, axis=axis)
-
-
-def repeat_heads(x, group):
-    """`(b, t, h, d) -> (b, t, h * group, d)`: every head `group` times."""
-    if group == 1:
-        return x
-    b, t, h, d = ops.shape(x)
-    return ops.reshape(ops.concatenate([x] * group, axis=-1), (b, t, h * group, d))
-
-
-def unfold_groups(x, group):
-    """The inverse of `fold_groups`."""
+def unfold_groups(x: Tensor, group: int) -> Tensor:
+    """Return the inverse of `fold_groups`: `(b, t * group, h, d) -> (b, t, h * group, d)`."""
     if group == 1:
         return x
     b, rows = ops.shape(x)[:2]
     h, d = x.shape[2:]
     x = ops.transpose(ops.reshape(x, (-1, group, h, d)), (0, 2, 1, 3))
     return ops.reshape(x, (b, rows // group, h * group, d))
+
+
+def repeat_rows(x: Tensor, group: int, axis: int = 1) -> Tensor:
+    """Repeat each step `group` times, as the rows of `fold_groups`."""
+    return x if group == 1 else ops.repeat(x, group, axis=axis)
+
+
+def repeat_heads(x: Tensor, group: int) -> Tensor:
+    """Repeat each head `group` times: `(b, t, h, d) -> (b, t, h * group, d)`."""
+    if group == 1:
+        return x
+    b, t, h, d = ops.shape(x)
+    return ops.reshape(ops.concatenate([x] * group, axis=-1), (b, t, h * group, d))

@@ -1,14 +1,37 @@
-"""A cache of keys and values: what attention keeps when its past does not fit into sums."""
+"""A cache of keys and values, for attention whose past does not fit into sums."""
+
+from __future__ import annotations
+
+from typing import Any
 
 from keras import ops
 
+Tensor = Any
 
-def append(cache, new, position, mask=None):
-    """`cache (b, n, h, d)` with `new (b, t, h, d)` in the slots `position (b, t)`.
 
-    Steps that `mask (b, t)` leaves out, and positions from n on, are not stored. The slots must
-    be empty: zero. O(t n h d) time, as the scores that follow; one matrix product, so it runs
-    where scatter operations do not.
+def append(cache: Tensor, new: Tensor, position: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the cache with new steps stored in their slots.
+
+    This takes O(t n h d) time, as the scores that follow. It is one matrix product, so it runs on
+    devices without scatter operations.
+
+    Args:
+        cache: Tensor `(b, n, h, d)` with n slots. Empty slots are zero.
+        new: Tensor `(b, t, h, d)`.
+        position: int32 tensor `(b, t)`, the slot of each new step, which must be empty. Steps with
+            a position of n or more are not stored.
+        mask: bool tensor `(b, t)`. Masked steps are not stored. None means that all are valid.
+
+    Returns:
+        Tensor `(b, n, h, d)`.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops import cache
+    >>> new, position = np.ones((1, 2, 1, 3), "float32"), np.array([[0, 1]])
+    >>> filled = cache.append(np.zeros((1, 5, 1, 3), "float32"), new, position)
+    >>> np.asarray(filled)[0, :, 0, 0].tolist()
+    [1.0, 1.0, 0.0, 0.0, 0.0]
     """
     n, h, d = cache.shape[1:]
     slots = ops.equal(

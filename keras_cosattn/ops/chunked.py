@@ -1,62 +1,73 @@
-"""Causal sums in chunks: the one algorithm under every causal linear attention.
+"""Causal sums in chunks, the algorithm of all causal linear attention.
 
-Inside a chunk of C steps the masked scores are formed, `(q k^T * kernel) v`. What lies before the
-chunk is a sum, `state_c = keep_c * state_(c-1) + new_c`, read by `q @ state`. keep is 1 within a
-run of steps and 0 where the next run begins; a run is a segment of a packed sequence, or a
-half-horizon. Every product is one batched matrix product over all chunks: no loop, so the graph
-is the same for every length, and XLA, TFLite and automatic differentiation all take it.
+Inside a chunk of C steps the masked scores are computed, `(q k^T * kernel) v`. The steps before the
+chunk are a sum, `state_c = keep_c * state_(c-1) + new_c`, which `q @ state` reads. keep is 1 within
+a run of steps and 0 where the next run begins. A run is a segment of a packed sequence, or a
+half-horizon. Each product is one batched matrix product over all chunks. There is no loop, so the
+graph is the same for every length, and XLA, TFLite and automatic differentiation support it.
 
 Shapes: n chunks of C steps, z = b * n, g rows per step (query heads that share a key head).
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 from keras import ops
 
-from keras_cosattn.ops import arrays
+from keras_cosattn.ops import arrays, chunks
+
+Tensor = Any
+State = dict[str, Any]
 
 CHUNK_SIZE = 64
 
 
 def causal_sums(
-    q,
-    k,
-    v,
-    state,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: State,
     *,
-    q_read=None,
-    k_write=None,
-    q_previous=None,
-    kernel=None,
-    positions=None,
-    runs=None,
-    group=1,
-    strict=False,
-    chunk_size=CHUNK_SIZE,
-):
-    """`out_t = sum_(s <= t) (q_t . k_s) kernel(t - s) v_s`, going on from `state`.
+    q_read: Tensor | None = None,
+    k_write: Tensor | None = None,
+    q_previous: Tensor | None = None,
+    kernel: Callable[[Tensor], Tensor] | None = None,
+    positions: Tensor | None = None,
+    runs: Tensor | None = None,
+    group: int = 1,
+    strict: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+) -> tuple[Tensor, State]:
+    """Return `out_t = sum_(s <= t) (q_t . k_s) kernel(t - s) v_s`, continuing from `state`.
 
     The kernel must factor through the features that are read and written:
     `(q_t . k_s) kernel(t - s) = q_read_t . k_write_s` within a run, and
     `= q_previous_t . k_write_s` where s lies in the run before that of t.
 
+    It takes O(t C (d + e) + t f e) time and O(t C + t f e / C) memory for each head. With runs, the
+    sums over chunks take O((t / C)^1.5 f e) time.
+
     Args:
-        q, k, v: `(b, t * g, h, d)`, `(b, t, h, d)`, `(b, t, h, e)`; see `arrays.fold_groups`.
-        state: dict of `"sums" (b, h, f, e)`, the sum of `k_write v^T` over the steps so far of
-            the run numbered 0, and with `q_previous` also `"previous"`, that of the run before.
-        q_read, k_write, q_previous: features `(b, t * g, h, f)`, `(b, t, h, f)`, as q_read;
-            the first two default to q and k.
-        kernel: function of the differences of `positions`; None is 1.
-        positions: `(b or 1, t)`; None counts the steps.
-        runs: `(b, t)` int32, never falling. Without `q_previous` a step sees its own run only,
-            with it also the run numbered one less. None is one run.
-        group: g.
-        strict: leave out s = t.
-        chunk_size: C.
+        q, k, v: tensors `(b, t * g, h, d)`, `(b, t, h, d)` and `(b, t, h, e)`; see
+            `arrays.fold_groups`.
+        state: dict of `"sums" (b, h, f, e)`, the sum of `k_write v^T` over the earlier steps of the
+            run numbered 0, and with `q_previous` also `"previous"`, that of the run before it.
+        q_read: tensor `(b, t * g, h, f)`. Defaults to q.
+        k_write: tensor `(b, t, h, f)`. Defaults to k.
+        q_previous: tensor like q_read.
+        kernel: function of the differences of `positions`. Defaults to 1.
+        positions: tensor `(b or 1, t)`. Defaults to the number of the step.
+        runs: int32 tensor `(b, t)` that never falls. A step attends to its own run, and with
+            `q_previous` also to the run numbered one less. Defaults to one run.
+        group: int, g. Defaults to `1`.
+        strict: bool. If True, s = t is left out. Defaults to `False`.
+        chunk_size: int, C. Defaults to `64`.
 
     Returns:
-        `(b, t * g, h, e)` and the new state, in which the run of the last step is numbered 0.
-
-    O(t C (d + e) + t f e) time per head and O(t C + t f e / C) memory; with runs, the sums over
-    chunks take O((t / C)^1.5 f e) time.
+        The output `(b, t * g, h, e)` and the new state, in which the run of the last step has
+        number 0.
     """
     q_read = q if q_read is None else q_read
     k_write = k if k_write is None else k_write
@@ -68,32 +79,33 @@ def causal_sums(
     one_chunk = isinstance(t, int) and t <= chunk_size
     size = t if one_chunk else chunk_size
 
-    weights = ops.cast(_past(size, group, strict), k.dtype)
+    weights = ops.cast(_causal_mask(size, group, strict), k.dtype)
     if kernel is not None:
         weights = weights * _kernel_weights(size, group, kernel, positions)
-    v = _split(v, size)
+    v = chunks.split(v, size)
     if runs is not None:
-        runs = _split_ids(runs, size)
-        seen = _sees(runs, group, 1 if q_previous is not None else 0)
-        weights = weights * ops.cast(seen, k.dtype)
-    out = _inside(_split(q, size * group), _split(k, size), v, weights)
+        runs = chunks.split_ids(runs, size)
+        allowed = _can_attend(runs, group, 1 if q_previous is not None else 0)
+        weights = weights * ops.cast(allowed, k.dtype)
+    out = _within_chunks(chunks.split(q, size * group), chunks.split(k, size), v, weights)
 
-    q_read, k_write = _split(q_read, size * group), _split(k_write, size)
+    q_read, k_write = chunks.split(q_read, size * group), chunks.split(k_write, size)
     if runs is None:
         before, state = _sums_before(k_write, v, state, one_chunk, -(-t // size))
-        out = out + _read(q_read, before)
+        out = out + chunks.read(q_read, before)
     else:
-        q_previous = None if q_previous is None else _split(q_previous, size * group)
+        q_previous = None if q_previous is None else chunks.split(q_previous, size * group)
         before, state = _read_runs(q_read, q_previous, k_write, v, state, runs, group)
         out = out + before
-    return _join(out, t * group, ops.shape(k)[0]), state
+    return chunks.join(out, t * group, ops.shape(k)[0]), state
 
 
-def segmented_cumsum(x, ids):
-    """Running sums of `x (b, n, w)` along n that start afresh where `ids (b, n)` change.
+def segmented_cumsum(x: Tensor, ids: Tensor) -> Tensor:
+    """Return cumulative sums of `x (b, n, w)` along n that restart where `ids (b, n)` change.
 
-    In two levels of about sqrt(n), each a product with a 0/1 matrix: O(n^1.5 w) time. (A
-    difference of running sums would be O(n) and would cancel.)
+    There are two levels of about sqrt(n) steps, each a product with a 0/1 matrix, so it takes
+    O(n^1.5 w) time. The difference of two cumulative sums would take O(n) time, but it loses
+    precision by cancellation.
     """
     b, n, width = ops.shape(x)
     side = arrays.ceil_sqrt(n)
@@ -105,70 +117,63 @@ def segmented_cumsum(x, ids):
     totals = ops.matmul(_same_run(last, x.dtype), within[:, :, -1])
     carried = ops.concatenate([ops.zeros_like(totals[:, :1]), totals[:, :-1]], axis=1)
     carried_ids = ops.concatenate([ids[:, :1, 0], last[:, :-1]], axis=1)
-    goes_on = ops.cast(ops.equal(ids, ops.expand_dims(carried_ids, 2)), x.dtype)
-    carried = ops.expand_dims(carried, 2) * ops.expand_dims(goes_on, 3)
+    same_run = ops.cast(ops.equal(ids, ops.expand_dims(carried_ids, 2)), x.dtype)
+    carried = ops.expand_dims(carried, 2) * ops.expand_dims(same_run, 3)
     return ops.reshape(within + carried, (b, rows * side, width))[:, :n]
 
 
 def _same_run(ids, dtype):
-    """`(..., n) -> (..., n, n)`: 1 where i >= j and both have the same id."""
+    """Return 1 where i >= j and both have the same id, 0 elsewhere: `(..., n) -> (..., n, n)`."""
     n = ops.shape(ids)[-1]
     same = ops.equal(ops.expand_dims(ids, -1), ops.expand_dims(ids, -2))
-    return ops.cast(ops.logical_and(same, _past(n, 1, False)), dtype)
+    return ops.cast(ops.logical_and(same, _causal_mask(n, 1, False)), dtype)
 
 
 def _one_step(q_read, k_write, v, state, q_previous, runs):
-    """The form of one step: write, then read. O(f e)."""
+    """Write one step, then read it, in O(f e) time."""
     sums, previous = state["sums"], state.get("previous")
     if runs is not None:
-        run = ops.expand_dims(ops.expand_dims(runs, -1), -1)  # (b, 1, 1, 1)
+        run = ops.expand_dims(runs, (2, 3))  # (b, 1, 1, 1)
         if previous is not None:
             earlier = ops.where(ops.equal(run, 1), sums, ops.zeros_like(sums))
             previous = ops.where(ops.equal(run, 0), previous, earlier)
         sums = ops.where(ops.equal(run, 0), sums, ops.zeros_like(sums))
-    sums = sums + _outer(k_write, v)
-    out = _read(q_read, sums)
+    sums = sums + chunks.outer_sum(k_write, v)
+    out = chunks.read(q_read, sums)
     if previous is None:
         return out, {"sums": sums}
-    return out + _read(q_previous, previous), {"sums": sums, "previous": previous}
+    return out + chunks.read(q_previous, previous), {"sums": sums, "previous": previous}
 
 
-def _outer(k, v):
-    return ops.einsum("zjhf,zjhe->zhfe", k, v)
+def _within_chunks(q, k, v, weights):
+    """Return attention among the steps of each chunk, `(z, C g, h, e)`.
 
-
-def _read(q, sums):
-    return ops.einsum("zihf,zhfe->zihe", q, sums)
-
-
-def _inside(q, k, v, weights):
-    """Attention among the steps of one chunk, `(z, C g, h, e)`.
-
-    The weights are zero where a step is not seen: a choice would cut a TFLite graph in two.
+    The weights are zero for pairs that are not allowed. A selection would cut a TFLite graph in
+    two.
     """
     scores = ops.einsum("zihd,zjhd->zhij", q, k) * weights
     return ops.einsum("zhij,zjhe->zihe", scores, v)
 
 
-def _past(size, group, strict):
-    """`(C g, C)`: which steps each row of a chunk may see by their order."""
+def _causal_mask(size, group, strict):
+    """Return the steps of a chunk that are not later than each row, `(C g, C)`."""
     step = ops.arange(size, dtype="int32")
     row = ops.expand_dims(arrays.repeat_rows(step, group, axis=0), 1)
     return row > step if strict else row >= step
 
 
 def _kernel_weights(size, group, kernel, positions):
-    """The kernel at the distances inside a chunk, `(C g, C)` or `(z or n, 1, C g, C)`."""
+    """Return the kernel of the distances in a chunk, `(C g, C)` or `(z or n, 1, C g, C)`."""
     if positions is None:
         step = ops.arange(size, dtype="int32")
         return kernel(ops.expand_dims(arrays.repeat_rows(step, group, axis=0), 1) - step)
-    step = ops.reshape(arrays.pad_end(positions, -ops.shape(positions)[1] % size), (-1, size))
+    step = chunks.split(positions, size)
     distance = ops.expand_dims(arrays.repeat_rows(step, group), 2) - ops.expand_dims(step, 1)
     return kernel(ops.expand_dims(distance, 1))
 
 
-def _sees(runs, group, reach):
-    """`(z, 1, C g, C)`: whether a step's run is that of the row, or up to `reach` before it."""
+def _can_attend(runs, group, reach):
+    """Return whether a step's run is the row's or up to `reach` earlier, `(z, 1, C g, C)`."""
     size = runs.shape[2]
     runs = ops.reshape(runs, (-1, size))
     ahead = ops.expand_dims(arrays.repeat_rows(runs, group), 2) - ops.expand_dims(runs, 1)
@@ -176,8 +181,8 @@ def _sees(runs, group, reach):
 
 
 def _sums_before(k_write, v, state, one_chunk, count):
-    """The sums before each chunk `(z, h, f, e)`, and after the last."""
-    new = _outer(k_write, v)
+    """Return the sums before each chunk, `(z, h, f, e)`, and those after the last."""
+    new = chunks.outer_sum(k_write, v)
     if one_chunk:
         return state["sums"], {"sums": state["sums"] + new}
     new = _with_chunks(new, state["sums"], count)
@@ -187,56 +192,39 @@ def _sums_before(k_write, v, state, one_chunk, count):
 
 
 def _read_runs(q_read, q_previous, k_write, v, state, runs, group):
-    """What each row reads from the chunks before its own, and the state after the last."""
+    """Return what each row reads from the chunks before its own, and the state after the last."""
     like = state["sums"]
     last = runs[:, :, -1]  # (b, n)
     ids = ops.concatenate([ops.zeros((ops.shape(runs)[0], 1), "int32"), last], axis=1)
-    found = ids[:, :-1]  # the run whose sums each chunk finds
+    found_run = ids[:, :-1]  # the run whose sums each chunk continues
 
-    def written_by(run):
+    def new_sums_of(run):
         chosen = ops.equal(runs, ops.expand_dims(run, 2))
-        return _with_chunks(_outer(_choose(chosen, k_write), v), like, ops.shape(runs)[1])
+        return _with_chunks(chunks.outer_sum(_choose(chosen, k_write), v), like, ops.shape(runs)[1])
 
-    sums = ops.concatenate([_flat(like), written_by(last)], axis=1)
+    sums = ops.concatenate([_flat(like), new_sums_of(last)], axis=1)
     sums = segmented_cumsum(sums, ids)
     before, state_after = _unflat(sums[:, :-1], like), {"sums": _unflat(sums[:, -1:], like)}
-    rows = arrays.repeat_rows(runs - ops.expand_dims(found, 2), group, axis=2)
+    rows = arrays.repeat_rows(runs - ops.expand_dims(found_run, 2), group, axis=2)
     own, next_ = ops.equal(rows, 0), ops.equal(rows, 1)
     if q_previous is None:
-        return _read(_choose(own, q_read), before), state_after
+        return chunks.read(_choose(own, q_read), before), state_after
 
-    step = ops.expand_dims(last - found, 2)
-    goes_on, next_one = (ops.cast(x, sums.dtype) for x in (ops.equal(step, 0), ops.equal(step, 1)))
-    new = (written_by(last - 1) + sums[:, :-1] * next_one) * (1.0 - goes_on)
+    step = ops.expand_dims(last - found_run, 2)
+    same_run, next_run = (ops.cast(x, sums.dtype) for x in (ops.equal(step, 0), ops.equal(step, 1)))
+    new = (new_sums_of(last - 1) + sums[:, :-1] * next_run) * (1.0 - same_run)
     previous = ops.concatenate([_flat(state["previous"]), new], axis=1)
     previous = segmented_cumsum(previous, ids)
     state_after["previous"] = _unflat(previous[:, -1:], like)
     q_sums = _choose(own, q_read) + _choose(next_, q_previous)
-    out = _read(q_sums, before) + _read(_choose(own, q_previous), _unflat(previous[:, :-1], like))
+    previous = _unflat(previous[:, :-1], like)
+    out = chunks.read(q_sums, before) + chunks.read(_choose(own, q_previous), previous)
     return out, state_after
 
 
 def _choose(chosen, x):
-    """`x (z, C, h, f)` where `chosen (b, n, C)`, zeros elsewhere."""
+    """Return `x (z, C, h, f)` where `chosen (b, n, C)` is True, and zeros elsewhere."""
     return x * ops.cast(ops.reshape(chosen, (-1, chosen.shape[2], 1, 1)), x.dtype)
-
-
-def _split(x, size):
-    """`(b, t, h, d) -> (z, size, h, d)`, with zeros after the end."""
-    x = arrays.pad_end(x, -ops.shape(x)[1] % size)
-    return ops.reshape(x, (-1, size, *x.shape[2:]))
-
-
-def _split_ids(ids, size):
-    """`(b, t) -> (b, n, size)`, the last id held after the end."""
-    b, t = ops.shape(ids)
-    return ops.reshape(arrays.pad_with_last(ids, -t % size), (b, -(-t // size), size))
-
-
-def _join(x, rows, b):
-    """`(z, C g, h, e) -> (b, t g, h, e)`."""
-    padded = -(-rows // x.shape[1]) * x.shape[1]
-    return ops.reshape(x, (b, padded, *x.shape[2:]))[:, :rows]
 
 
 def _flat(sums):

@@ -1,30 +1,43 @@
-"""Attention with its weights written out, `(b, h, t, s)`: softmax, and what the others imply."""
+"""Attention whose weights `(b, h, t, s)` are computed: softmax attention and its parts."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from keras import ops
 
 from keras_cosattn.ops import arrays, timesteps
 
+Tensor = Any
+
 FORBIDDEN = -1e30  # far below any logit, and far enough from float32's end to subtract from
 
 
-def scores(q, k):
-    """`q_t . k_s`: `(b, t, h, d)`, `(b, s, hk, d)` -> `(b, h, t, s)`; h a multiple of hk."""
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    """Return `q_t . k_s`: `(b, t, h, d)`, `(b, s, hk, d)` -> `(b, h, t, s)`; h a multiple of hk."""
     k = arrays.repeat_heads(arrays.accumulate(k), arrays.group_size(q, k))
     return ops.einsum("bthd,bshd->bhts", arrays.accumulate(q), k)
 
 
-def mix(weights, v):
-    """`sum_s w_ts v_s`: `(b, h, t, s)`, `(b, s, hk, e)` -> `(b, t, h, e)`."""
+def mix(weights: Tensor, v: Tensor) -> Tensor:
+    """Return `sum_s w_ts v_s`: `(b, h, t, s)`, `(b, s, hk, e)` -> `(b, t, h, e)`."""
     v = arrays.repeat_heads(v, weights.shape[1] // v.shape[2])
     return ops.einsum("bhts,bshe->bthe", weights, v)
 
 
-def normalise(weights, allowed=None, normaliser=None):
-    """Weights `(b, h, t, s)` divided by the row sums of `normaliser`, which defaults to them.
+def normalise(
+    weights: Tensor, allowed: Tensor | None = None, normaliser: Tensor | None = None
+) -> Tensor:
+    """Divide weights `(b, h, t, s)` by the row sums of the normaliser.
 
-    Rows that sum to nothing are zero.
+    Rows with a normaliser of zero are zero.
+
+    Args:
+        weights: tensor `(b, h, t, s)`.
+        allowed: bool tensor that broadcasts to the weights. Other weights are zero.
+        normaliser: tensor `(b, h, t, s)`. Defaults to the weights.
     """
     normaliser = weights if normaliser is None else normaliser
     if allowed is not None:
@@ -32,40 +45,54 @@ def normalise(weights, allowed=None, normaliser=None):
             ops.where(allowed, x, ops.zeros_like(x)) for x in (weights, normaliser)
         )
     total = ops.sum(normaliser, axis=-1, keepdims=True)
-    something = ops.abs(total) > arrays.SMALLEST_SUM
-    return ops.where(something, weights / ops.where(something, total, 1.0), 0.0)
+    has_weights = ops.abs(total) > arrays.SMALLEST_SUM
+    return ops.where(has_weights, weights / ops.where(has_weights, total, 1.0), 0.0)
 
 
 def softmax_attention(
-    q,
-    k,
-    v,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
-    causal=False,
-    query_mask=None,
-    mask=None,
-    segment_ids=None,
-    attention_mask=None,
-    bias=None,
-    dropout=None,
-):
+    causal: bool = False,
+    query_mask: Tensor | None = None,
+    mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Softmax attention: `out_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s`.
 
+    It takes O(t s (d + e)) time and O(t s) memory for each head.
+
     Args:
-        q: `(b, t, h, d)`; h a multiple of the key heads.
-        k, v: `(b, s, hk, d)` and `(b, s, hk, e)`.
-        causal: let query t see keys s <= t, both counted from the start.
-        query_mask, mask: `(b, t)` and `(b, s)`, True where a query or key takes part.
-        segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only.
-        attention_mask: anything that broadcasts to `(b, h, t, s)`; rank 3 is `(b, t, s)`.
-        bias: added to the scores, after they are scaled; broadcastable to `(b, h, t, s)`.
-        dropout: function applied to the weights before they mix v.
+        q: tensor `(b, t, h, d)`; h is a multiple of hk.
+        k: tensor `(b, s, hk, d)`.
+        v: tensor `(b, s, hk, e)`.
+        causal: bool. If True, query t attends to keys s <= t, both counted from the start.
+            Defaults to `False`.
+        query_mask: bool tensor `(b, t)`, the valid queries.
+        mask: bool tensor `(b, s)`, the valid keys.
+        segment_ids: integer tensor `(b, t)`, t = s. A step attends to its own run of equal ids.
+        attention_mask: tensor that broadcasts to `(b, h, t, s)`. Rank 3 is `(b, t, s)`.
+        bias: tensor that broadcasts to `(b, h, t, s)`. It is added to the scaled scores.
+        dropout: function of the weights, applied before they mix v.
 
     Returns:
-        `(b, t, h, e)` and the weights `(b, h, t, s)`, before dropout, in float32 (float64 for
-        float64). A row with nothing to attend to is zero in both.
+        The output `(b, t, h, e)` and the weights `(b, h, t, s)` before dropout, in float32, or in
+        float64 for float64 inputs. A row with nothing to attend to is zero in both.
 
-    O(t s (d + e)) time, O(t s) memory. Vaswani et al., 2017, eq. 1.
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops import softmax_attention
+    >>> q, k = np.ones((2, 5, 4, 3)), np.ones((2, 7, 2, 3))
+    >>> output, weights = softmax_attention(q, k, k)
+    >>> tuple(output.shape), tuple(weights.shape)
+    ((2, 5, 4, 3), (2, 4, 5, 7))
+
+    Reference:
+        - [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), equation 1
     """
     allowed = timesteps.pair_mask(
         ops.shape(q)[1],
@@ -80,11 +107,27 @@ def softmax_attention(
     return attend(q, k, v, allowed, dropout, bias)
 
 
-def attend(q, k, v, allowed=None, dropout=None, bias=None, log_totals=False):
-    """As `softmax_attention`, with the mask `allowed` given, broadcastable to `(b, h, t, s)`.
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
+    bias: Tensor | None = None,
+    log_totals: bool = False,
+) -> Any:
+    """Softmax attention with a given mask of pairs.
 
-    If `log_totals`, also the logarithm of what each row was divided by, `(b, h, t)`: parts of a
-    row that were computed apart are weighed by it. `FORBIDDEN` where a row sees nothing.
+    Args:
+        q, k, v, dropout, bias: as in `softmax_attention`.
+        allowed: bool tensor that broadcasts to `(b, h, t, s)`. None means all pairs.
+        log_totals: bool. If True, the logarithms of the normalisers are returned too. They are the
+            weights with which parts of a row, computed one by one, are summed. Rows with nothing to
+            attend to have `FORBIDDEN`. Defaults to `False`.
+
+    Returns:
+        The output `(b, t, h, e)` and the weights `(b, h, t, s)`, and if `log_totals` the logarithms
+        `(b, h, t)`.
     """
     logits = _logits(q, k, allowed, bias)
     weights = _softmax(logits, allowed)
@@ -94,8 +137,10 @@ def attend(q, k, v, allowed=None, dropout=None, bias=None, log_totals=False):
     return mixed, weights
 
 
-def attention_weights(q, k, allowed=None, bias=None):
-    """The weights of `attend`, `(b, h, t, s)`."""
+def attention_weights(
+    q: Tensor, k: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Return the weights `(b, h, t, s)` of `attend`."""
     return _softmax(_logits(q, k, allowed, bias), allowed)
 
 

@@ -1,62 +1,83 @@
-"""Linear attention: the weights are inner products of features, so the sums come first."""
+"""Linear attention: weights are products of features, so keys and values can be summed first."""
+
+from __future__ import annotations
+
+from typing import Any
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, dense, timesteps
+from keras_cosattn.ops import arrays, chunks, dense, timesteps
 from keras_cosattn.ops.chunked import CHUNK_SIZE, causal_sums
+
+Tensor = Any
+State = dict[str, Any]
 
 
 def linear_attention(
-    q,
-    k,
-    v,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
-    rotated=None,
-    causal=False,
-    mask=None,
-    segment_ids=None,
-    state=None,
-    chunk_size=CHUNK_SIZE,
-):
+    rotated: tuple[Tensor, Tensor] | None = None,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    state: State | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> tuple[Tensor, State]:
     """Linear attention: `out_t = sum_s (q_t . k_s) v_s / sum_s (q_t . k_s)`.
 
-    The sum runs over all s, or over s <= t if `causal`, in either case also over the steps that
-    `state` holds. A row whose weights sum to nothing is zero.
+    The sums run over all s, or over s <= t if `causal`, and in either case over the steps that
+    `state` holds. A row with weights that sum to zero is zero.
+
+    It takes O((t + s) f e) time for each head. Segments add O((t / chunk_size)^1.5 f e) time. The
+    state has O(f e) numbers.
 
     Args:
-        q: features of the queries, `(b, t, h, f)`; h a multiple of the key heads.
-        k: features of the keys, `(b, s, hk, f)`.
-        v: `(b, s, hk, e)`.
-        rotated: `(q', k')`, which replace q and k in the numerator. The normaliser keeps q and k,
-            so it cannot vanish. Su et al., 2021, eq. 19.
-        causal: let query t see keys s <= t, both counted from the start.
-        mask: `(b, s)`, True where a key takes part.
-        segment_ids: `(b, t)`, t = s: a step sees its own run of equal ids only.
-        state: what an earlier call returned; it belongs to the first segment. With a "count" `(b,)`
-            of the steps so far its sums are means over these, without segments.
-        chunk_size: steps per chunk of the causal form.
+        q: tensor `(b, t, h, f)`, the features of the queries; h is a multiple of hk.
+        k: tensor `(b, s, hk, f)`, the features of the keys.
+        v: tensor `(b, s, hk, e)`.
+        rotated: pair of tensors like q and k, which replace them in the numerator. The normaliser
+            uses q and k, so it cannot be zero (Su et al., 2021, equation 19).
+        causal: bool. If True, query t attends to keys s <= t, both counted from the start. Defaults
+            to `False`.
+        mask: bool tensor `(b, s)`, the valid keys.
+        segment_ids: integer tensor `(b, t)`, t = s. A step attends to its own run of equal ids.
+        state: state that an earlier call returned. It belongs to the first segment. If it has a
+            "count" `(b,)` of the earlier steps, its sums are means over these steps; such a state
+            cannot be used with segments.
+        chunk_size: int, the number of steps in a chunk of the causal form. Defaults to `64`.
 
     Returns:
-        `(b, t, h, e)` and the state, `{"sums": (b, hk, f, e + 1)}`, or with `rotated`
-        `{"sums": (b, hk, f, e), "totals": (b, hk, f, 1)}`: float32, or float64 for float64
-        features; and "count" if there was one.
+        The output `(b, t, h, e)` and the new state, in float32, or in float64 for float64 features.
+        The state is `{"sums": (b, hk, f, e + 1)}`, or with `rotated`
+        `{"sums": (b, hk, f, e), "totals": (b, hk, f, 1)}`, and it has a "count" if `state` has.
 
-    O((t + s) f e) time, with segments another O((t / chunk_size)^1.5 f e); O(f e) state.
-    Katharopoulos et al., 2020, eq. 5-6 and 9-12.
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops import linear_attention
+    >>> q, v = np.ones((2, 5, 4, 3), "float32"), np.ones((2, 5, 4, 6), "float32")
+    >>> output, state = linear_attention(q, q, v, causal=True)
+    >>> tuple(output.shape), tuple(state["sums"].shape)
+    ((2, 5, 4, 6), (2, 4, 3, 7))
+
+    Reference:
+        - [Katharopoulos et al., 2020](https://arxiv.org/abs/2006.16236), equations 5-6 and 9-12
+        - [Su et al., 2021](https://arxiv.org/abs/2104.09864), equation 19
     """
     group = arrays.group_size(q, k)
     segments = timesteps.segment_numbers(segment_ids)
     v = arrays.zero_masked(arrays.accumulate(v), mask)
-    means = state is not None and "count" in state
-    if means:
+    count = None if state is None else state.get("count")  # a state of means has it
+    if count is not None:
         new = ops.shape(k)[1] if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1)
-        keep, share = arrays.shares_of_mean(state["count"], new)
+        keep, share = arrays.shares_of_mean(count, new)
 
     def sums(q, k, v, name):
         k = arrays.zero_masked(arrays.accumulate(k), mask)
         q = arrays.fold_groups(arrays.accumulate(q), group)
         past = zero_sums(k, v) if state is None else {"sums": state[name]}
-        if means:
+        if count is not None:
             k, past = k * share, {"sums": past["sums"] * keep}
         options = {"group": group, "chunk_size": chunk_size}
         if causal:
@@ -65,11 +86,11 @@ def linear_attention(
         elif segments is not None:
             out, past = both_ways(q, k, v, past, runs=segments, **options)
         else:
-            past = {"sums": past["sums"] + ops.einsum("bshf,bshe->bhfe", k, v)}
-            out = ops.einsum("bthf,bhfe->bthe", q, past["sums"])
+            past = {"sums": past["sums"] + chunks.outer_sum(k, v)}
+            out = chunks.read(q, past["sums"])
         return out, past["sums"]
 
-    after = {"count": state["count"] + new} if means else {}
+    after = {} if count is None else {"count": count + new}
     if rotated is None:
         out, after["sums"] = sums(q, k, arrays.append_ones(v), "sums")
         return arrays.unfold_groups(arrays.divide(out), group), after
@@ -80,11 +101,26 @@ def linear_attention(
 
 
 def linear_weights(
-    q, k, *, rotated=None, causal=False, query_mask=None, mask=None, segment_ids=None
-):
-    """The weights that `linear_attention` implies, normalised, `(b, h, t, s)`.
+    q: Tensor,
+    k: Tensor,
+    *,
+    rotated: tuple[Tensor, Tensor] | None = None,
+    causal: bool = False,
+    query_mask: Tensor | None = None,
+    mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """Return the normalised weights `(b, h, t, s)` that `linear_attention` implies.
 
-    Arguments as there. O(t s f) time and O(t s) memory.
+    This takes O(t s f) time and O(t s) memory for each head. The arguments are those of
+    `linear_attention`, and `query_mask (b, t)` has the valid queries.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops import linear_weights
+    >>> q, k = np.ones((2, 5, 4, 3), "float32"), np.ones((2, 7, 2, 3), "float32")
+    >>> tuple(linear_weights(q, k).shape)
+    (2, 4, 5, 7)
     """
     allowed = timesteps.pair_mask(
         ops.shape(q)[1],
@@ -101,23 +137,38 @@ def linear_weights(
     return dense.normalise(numerator, allowed, weights)
 
 
-def both_ways(q, k, v, state, *, runs, q_read=None, k_write=None, positions=None, **options):
-    """Sums over the whole segment of each step: those up to it and, strictly, those after it."""
+def both_ways(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: State,
+    *,
+    runs: Tensor,
+    q_read: Tensor | None = None,
+    k_write: Tensor | None = None,
+    positions: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, State]:
+    """Sum over the whole segment of each step, by two causal sums.
+
+    The second sum runs over the steps after each step. Arguments and returns are those of
+    `causal_sums`, and the state is that of the first sum.
+    """
 
     def flip(x):
         return None if x is None else ops.flip(x, axis=1)
 
-    features = {"q_read": q_read, "k_write": k_write, "positions": positions}
+    features: dict[str, Any] = {"q_read": q_read, "k_write": k_write, "positions": positions}
     out, state_after = causal_sums(q, k, v, state, runs=runs, **features, **options)
-    nothing = {"sums": ops.zeros_like(state["sums"])}
+    empty = {"sums": ops.zeros_like(state["sums"])}
     features = {name: flip(x) for name, x in features.items()}
     runs = runs[:, -1:] - flip(runs)
     later, _ = causal_sums(
-        flip(q), flip(k), flip(v), nothing, runs=runs, strict=True, **features, **options
+        flip(q), flip(k), flip(v), empty, runs=runs, strict=True, **features, **options
     )
     return out + flip(later), state_after
 
 
-def zero_sums(k, v):
-    """The state before the first step, for features `k (b, t, h, f)` and `v (b, t, h, e)`."""
+def zero_sums(k: Tensor, v: Tensor) -> State:
+    """Return the state before the first step of `k (b, t, h, f)` and `v (b, t, h, e)`."""
     return {"sums": ops.zeros((ops.shape(k)[0], *k.shape[2:], v.shape[3]), k.dtype)}

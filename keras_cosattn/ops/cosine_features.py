@@ -1,0 +1,60 @@
+"""The features of cosFormer's cosine: angles of positions, their cosines and sines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+Span = Any  # M: an int, or an integer tensor `(b, 1)`
+
+
+def cos_and_sin(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of x."""
+    return ops.cos(x), ops.sin(x)
+
+
+def cos_and_sin_by_series(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of x in [0, pi/2] by their series, with an error of 1e-7.
+
+    The operations COS and SIN would cut a TFLite graph into two delegated parts.
+    """
+    square = x * x
+    cos: Any = 1.0
+    sin: Any = 1.0
+    for n in range(14, 0, -2):
+        cos = 1.0 - cos * square * (1.0 / (n * (n - 1)))
+        sin = 1.0 - sin * square * (1.0 / (n * (n + 1)))
+    return cos, x * sin
+
+
+def cosine_angles(position: Tensor, span: Span, dtype: Any) -> Tensor:
+    """Return the angles `pi/2 position / span`.
+
+    Full turns are removed while positions are integers, so the angles are exact.
+    """
+    position = ops.mod(position, 4 * span)
+    return ops.cast(position, dtype) * (math.pi / 2 / ops.cast(span, dtype))
+
+
+def cosine_features(
+    x: Tensor,
+    position: Tensor,
+    span: Span,
+    functions: Callable[[Tensor], tuple[Tensor, Tensor]] = cos_and_sin,
+) -> Tensor:
+    """Return `[x cos, x sin] (b, t, h, 2 d)` of `x (b, t, h, d)` and positions `(b or 1, t)`.
+
+    `functions` computes cosine and sine.
+    """
+    position = ops.expand_dims(position, (-2, -1))
+    cos, sin = functions(cosine_angles(position, per_example(span), x.dtype))
+    return ops.concatenate([x * cos, x * sin], axis=-1)
+
+
+def per_example(span: Span) -> Span:
+    """Return M in a shape that broadcasts to tensors `(b, ..., ..., ...)`."""
+    return span if isinstance(span, int) else ops.reshape(span, (-1, 1, 1, 1))
