@@ -1,8 +1,11 @@
-"""The options of every Keras layer, for type checkers."""
+"""The options and the call of every Keras layer, for type checkers."""
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
+
+Function = TypeVar("Function")
 
 
 class LayerOptions(TypedDict, total=False):
@@ -13,3 +16,12 @@ class LayerOptions(TypedDict, total=False):
     dtype: Any
     autocast: bool
     activity_regularizer: Any
+
+
+def signature_of(function: Function) -> Callable[[Any], Function]:
+    """Return a decorator that gives a method the signature of `function`.
+
+    Keras declares `Layer.__call__` with any arguments. Type checkers read a declared method of a
+    subclass, while pyright ignores an assignment such as `__call__ = call`.
+    """
+    return lambda _: function

@@ -15,6 +15,9 @@ from keras_cosattn.attention.projections import HeadProjections
 from keras_cosattn.layout import CallLayout
 from keras_cosattn.ops import arrays
 
+if TYPE_CHECKING:
+    from keras_cosattn.layer_options import signature_of
+
 Tensor = Any
 
 
@@ -127,7 +130,9 @@ class Attention(HeadProjections):
         return self._attend_to(inputs, training, return_attention_scores)
 
     if TYPE_CHECKING:
-        __call__ = call
+
+        @signature_of(call)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def compute_output_spec(
         self, query, value, key=None, query_mask=None, value_mask=None, key_mask=None,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from keras_cosattn.attention.options import AttentionOptions
+    from keras_cosattn.layer_options import signature_of
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -215,7 +216,9 @@ class HierarchicalAttention(Attention):
         return self._attend_to(inputs, training, return_attention_scores)
 
     if TYPE_CHECKING:
-        __call__ = call
+
+        @signature_of(call)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def _project(self, query, key, value):
         return query, None, None  # each level projects its own steps

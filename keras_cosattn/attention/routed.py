@@ -19,7 +19,7 @@ from keras_cosattn.ops import route as routing
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from keras_cosattn.layer_options import LayerOptions
+    from keras_cosattn.layer_options import LayerOptions, signature_of
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -206,7 +206,9 @@ class RoutedAttention(Attention):
         return cast if len(cast) > 1 else cast[0]
 
     if TYPE_CHECKING:
-        __call__ = call
+
+        @signature_of(call)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def route_weights(self, query: Tensor, value: Tensor | None = None, **masks: Any) -> Tensor:
         """Return the weight of each path for each step, `(b, t, p)`. A step's weights sum to one.

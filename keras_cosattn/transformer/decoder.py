@@ -20,7 +20,7 @@ from keras_cosattn.transformer.state_cache import hold, release
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from keras_cosattn.layer_options import LayerOptions
+    from keras_cosattn.layer_options import LayerOptions, signature_of
 
 CACHES = "self_attention_cache", "cross_attention_cache"
 
@@ -229,7 +229,9 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
         return x if self_cache is None else (x, self_cache, cross_cache)
 
     if TYPE_CHECKING:
-        __call__ = call  # Keras's own signature is `(*args, **kwargs)`
+
+        @signature_of(call)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
     else:
 
         def __call__(self, *args, **kwargs):

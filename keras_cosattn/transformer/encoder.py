@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_cosattn.transformer.block import Tensor, TransformerBlock
+
+if TYPE_CHECKING:
+    from keras_cosattn.layer_options import signature_of
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -110,7 +113,9 @@ class TransformerEncoder(TransformerBlock):
         return (x, weights) if return_attention_scores else x
 
     if TYPE_CHECKING:
-        __call__ = call  # Keras's own signature is `(*args, **kwargs)`
+
+        @signature_of(call)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def compute_output_shape(self, inputs_shape):
         return tuple(inputs_shape)
