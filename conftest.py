@@ -1,4 +1,4 @@
-"""Doctests begin with the same seed, and write their files into a folder of their own."""
+"""Doctests know `keras`, `np` and the package, and start with the same seed in an empty folder."""
 
 import pytest
 
@@ -7,6 +7,11 @@ import pytest
 def _for_doctests(request):
     if isinstance(request.node, pytest.DoctestItem):
         import keras
+        import numpy as np
 
+        import keras_cosattn
+
+        names = request.getfixturevalue("doctest_namespace")
+        names.update(keras=keras, np=np, keras_cosattn=keras_cosattn)
         request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
         keras.utils.set_random_seed(0)

@@ -35,8 +35,9 @@ from keras_cosattn.positions import (
     TransformerXL,
     XPos,
 )
+from keras_cosattn.running_mean import RunningMean
 from keras_cosattn.streaming import Streaming
-from keras_cosattn.temporal import CausalConv1D, CausalDepthwiseConv1D, RunningMean
+from keras_cosattn.temporal import CausalConv1D, CausalDepthwiseConv1D
 from keras_cosattn.transformer import TransformerDecoder, TransformerEncoder
 
 __version__ = "0.1.0"

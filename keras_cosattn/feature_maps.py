@@ -17,9 +17,9 @@ from keras_cosattn.ops import arrays, pointwise_features, random_features
 from keras_cosattn.ops.arguments import integer
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
-    from keras_cosattn.layer_options import LayerOptions, Unpack
+    from keras_cosattn.layer_options import LayerOptions
 
 Tensor = Any
 Shape = tuple[Any, ...]

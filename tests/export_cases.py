@@ -22,8 +22,9 @@ from keras_cosattn import (
     TransformerEncoder,
 )
 from keras_cosattn import export as exporting
-from keras_cosattn.export import checks, runners
-from keras_cosattn.export.plan import Plan
+from keras_cosattn.export import checks, conversion
+from keras_cosattn.export.file_runners import micro_runner
+from keras_cosattn.export.micro_arena import micro_arena
 from keras_cosattn.export.quantization import QUANTIZATIONS
 from keras_cosattn.export.targets import TARGETS
 
@@ -149,17 +150,18 @@ def traced_once(folder):
 
     To trace and write it takes half the time of an export.
     """
-    write, written = Plan.write_saved_model, {}
+    write, written = conversion.write_archive, {}
 
     def write_or_copy(plan, path, for_tflite=False):
-        sizes = plan.batch_size, plan.length, plan.prefill_chunk, plan.means
+        options = plan.options
+        sizes = options.batch_size, options.length, options.prefill_chunk, options.means
         asked = id(plan.model), *plan.functions, *sizes
         if asked not in written:
             written[asked] = pathlib.Path(folder, f"{len(written)}")
             write(plan, written[asked], for_tflite)
         shutil.copytree(written[asked], path, dirs_exist_ok=True)
 
-    with mock.patch.object(Plan, "write_saved_model", write_or_copy):
+    with mock.patch.object(conversion, "write_archive", write_or_copy):
         yield
 
 
@@ -231,7 +233,7 @@ class MicroDevice:
         content = path.read_bytes()[: about["content"]["bytes"]]
         ((self._signature, sides),) = about["signatures"].items()
         names = list(sides["inputs"]), list(sides["outputs"])
-        self._run = runners.micro(content, names, runners.micro_arena(content))
+        self._run = micro_runner(content, names, micro_arena(content))
         self._state = {name: np.zeros(*sides["inputs"][name]) for name in about["state"]}
 
     def step(self, x):

@@ -64,7 +64,7 @@ def test_a_full_mask_is_refused_with_the_layers_that_take_it(case):
         ({"num_key_value_heads": 4}, "num_heads=6, num_key_value_heads=4"),
         ({"max_length": 0}, "`max_length` must be .* max_length=0"),
         ({"max_length": -5}, "`max_length` must be .* max_length=-5"),
-        ({"horizon": 7}, "`horizon` must be even: two halves. Received: horizon=7"),
+        ({"horizon": 7}, "`horizon` must be even, because it has two halves. Received: horizon=7"),
         ({"horizon": 0}, "`horizon` must be .* horizon=0"),
         ({"horizon": 8, "max_length": 9}, "not both. Received: max_length=9, horizon=8"),
         ({"chunk_size": 0}, "`chunk_size` must be .* chunk_size=0"),

@@ -167,15 +167,16 @@ def test_a_stream_beyond_the_limit_spoils_no_weights(jit, rng):
     batches = np.split(x, 3, axis=1)
     losses = [carried.train_on_batch(batch, batch[..., :1]) for batch in batches[:2]]
     before = [np.asarray(w) for w in carried.model.trainable_weights]
-    if jit or BACKEND != "tensorflow":
+    if jit:
         losses.append(carried.train_on_batch(batches[2], batches[2][..., :1]))
         assert np.isfinite(losses).all()
         assert all(np.isfinite(np.asarray(w)).all() for w in carried.model.trainable_weights)
         return
-    import tensorflow as tf
-
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"is full: more than 12 steps"):
+    with pytest.raises(Exception, match=r"is full: (more than|at most) 12 steps") as raised:
         carried.train_on_batch(batches[2], batches[2][..., :1])
+    # TensorFlow's graph has an assertion. JAX without compilation knows the number.
+    expected = "InvalidArgumentError" if BACKEND == "tensorflow" else "ValueError"
+    assert type(raised.value).__name__ == expected
     for weight, old in zip(carried.model.trainable_weights, before, strict=True):
         assert_close(np.asarray(weight), old, 0)
     with pytest.raises(ValueError, match=r"is full: at most 12 steps. Received: 18 steps"):

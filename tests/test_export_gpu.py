@@ -19,9 +19,9 @@ from keras_cosattn import (
 )
 from keras_cosattn import export as exporting
 from keras_cosattn.export import checks
-from keras_cosattn.export.gpu import LARGEST, SMALLEST
-from keras_cosattn.export.gpu_rules import problems
-from keras_cosattn.export.graph import Graph
+from keras_cosattn.export.float16 import LARGEST, SMALLEST
+from keras_cosattn.export.gpu_rules import gpu_problems
+from keras_cosattn.export.tflite_graph import TFLiteGraph
 
 CHANNELS = 6
 MEANS_KEEP = 12.0  # dB; 14.3 were measured, and sums are infinite
@@ -60,8 +60,8 @@ def past(scores):
 def test_a_file_for_gpus_has_what_they_run_and_numbers_that_float16_holds(tmp_path):
     report = to_gpu(of(layer("CosFormerAttention-endless")), tmp_path)
     assert report.largest_difference < 1e-5
-    graph = Graph((tmp_path / "m.tflite").read_bytes())
-    assert not problems(graph)
+    graph = TFLiteGraph((tmp_path / "m.tflite").read_bytes())
+    assert not gpu_problems(graph)
     for name, _, operator, subgraph in graph.operators():
         assert max(len(subgraph.tensors[i].shape) for i in operator.outputs) <= 4
         for values in (graph.values(subgraph, i) for i in operator.inputs):
@@ -145,7 +145,7 @@ def test_constants_come_last_and_are_the_same_for_every_example(tmp_path):
     x = keras.Input((16, CHANNELS))
     table = np.arange(16 * CHANNELS, dtype="float32").reshape(1, 16, CHANNELS)
     to_gpu(keras.Model(x, ops.subtract(table, x)), tmp_path)
-    graph = Graph((tmp_path / "m.tflite").read_bytes())
+    graph = TFLiteGraph((tmp_path / "m.tflite").read_bytes())
     assert [name for name, *_ in graph.operators()] == ["NEG", "ADD"]
     with pytest.raises(ValueError, match=r"ADD of a constant with other numbers for each example"):
         to_gpu(keras.Model(x, ops.add(x, np.concatenate([table, -table]))), tmp_path, batch_size=2)

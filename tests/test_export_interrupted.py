@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -14,14 +15,16 @@ import numpy as np
 import pytest
 from support import BACKEND
 
-from keras_cosattn import export
-from keras_cosattn.export import files, runners
+from keras_cosattn import atomic_write, export
+from keras_cosattn.export.file_runners import saved_model_runner, tflite_runner
 
 resource = pytest.importorskip("resource", reason="kills and limits as Unix has them")
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="folders change places at one moment on Linux only"
 )
+
+OLD_FILE = b"\x1c\x00\x00\x00TFL3 old"
 
 # Says when it begins, then replaces both files again and again.
 EXPORTS = """
@@ -39,17 +42,16 @@ while True:
 # A folder without a model, and every line that puts it in place takes its time.
 REPLACEMENTS = """
 import itertools, sys, time
-from keras_cosattn.export import files
+from keras_cosattn import atomic_write as files
 
 def slowly(frame, event, argument):
     if frame.f_code.co_filename == files.__file__:
         time.sleep(0.001)
         return slowly
 
-files._to_disk = lambda path: None
+files._flush = lambda path: None
 for i in itertools.count():
-    with files.beside("m") as new:
-        new.mkdir()
+    with files.atomic_write("m", folder=True) as new:
         for name in ("saved_model.pb", "variables"):
             (new / name).write_text(str(i))
     if i == 0:
@@ -92,9 +94,9 @@ def check_both(folder):
     about, content = export.describe(folder / "m.tflite"), (folder / "m.tflite").read_bytes()
     model = content[: about["content"]["bytes"]]
     assert hashlib.sha256(model).hexdigest() == about["content"]["sha256"]
-    assert runners.tflite(folder / "m.tflite")("serve", {"x": x})["y"].shape == (1, 4, 2)
+    assert tflite_runner(folder / "m.tflite")("serve", {"x": x})["y"].shape == (1, 4, 2)
     assert export.describe(folder / "m")["target"] == "saved_model"
-    assert runners.saved_model(folder / "m")("serve", {"x": x})["y"].shape == (1, 4, 2)
+    assert saved_model_runner(folder / "m")("serve", {"x": x})["y"].shape == (1, 4, 2)
     leftovers = {p.name for p in folder.iterdir()} - {"m", "m.tflite"}
     assert all(name.startswith((".m.", ".m.tflite.")) for name in leftovers)
 
@@ -148,16 +150,19 @@ def test_there_is_no_moment_without_the_folder(tmp_path, rng):
         assert len(seen) > 10
 
 
+def replacing(path):
+    return atomic_write.atomic_write(path, folder=True)
+
+
 def without_exchange(folder, monkeypatch):
-    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(atomic_write, "_exchange", lambda *_: False)
     (folder / "m").mkdir()
     (folder / "m" / "saved_model.pb").write_text("old")
 
 
 def test_a_system_without_exchange_replaces_folders_too(tmp_path, monkeypatch):
     without_exchange(tmp_path, monkeypatch)
-    with files.beside(tmp_path / "m") as new:
-        new.mkdir()
+    with replacing(tmp_path / "m") as new:
         (new / "saved_model.pb").write_text("new")
     assert (tmp_path / "m" / "saved_model.pb").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
@@ -169,7 +174,7 @@ def test_a_system_without_exchange_puts_the_old_folder_back(tmp_path, monkeypatc
     (scratch / "new").mkdir(parents=True)
     (tmp_path / "m").rename(scratch / "old")  # and then the process was killed
 
-    with pytest.raises(RuntimeError, match="stop"), files.beside(tmp_path / "m"):
+    with pytest.raises(RuntimeError, match="stop"), replacing(tmp_path / "m"):
         raise RuntimeError("stop")
     assert (tmp_path / "m" / "saved_model.pb").read_text() == "old"
 
@@ -177,8 +182,8 @@ def test_a_system_without_exchange_puts_the_old_folder_back(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pathlib.Path, "replace", replace)
-    with pytest.raises(KeyboardInterrupt), files.beside(tmp_path / "m") as new:
-        new.mkdir()
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "m"):
+        pass
     assert (tmp_path / "m" / "saved_model.pb").read_text() == "old"
     assert {p.name for p in tmp_path.iterdir()} == {"m", ".m.killed"}
 
@@ -207,7 +212,7 @@ def large():
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_full_disk_leaves_the_old_tflite_file_alone(failing, large, tmp_path, monkeypatch):
     path = tmp_path / "m.tflite"
-    path.write_text("old")
+    path.write_bytes(OLD_FILE)
     write, calls = pathlib.Path.write_bytes, []
 
     def limited(self, content):
@@ -220,15 +225,19 @@ def test_a_full_disk_leaves_the_old_tflite_file_alone(failing, large, tmp_path, 
         export.to_tflite(large, path, signatures=["serve"])
     assert caught.value.errno == errno.EFBIG
     assert len(calls) == failing
-    assert path.read_text() == "old"
+    assert path.read_bytes() == OLD_FILE
     assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
 
 
 def test_a_full_disk_leaves_the_old_saved_model_alone(large, tmp_path):
     path = tmp_path / "m"
     path.mkdir()
-    (path / "saved_model.pb").write_text("old")
+    (path / "assets.extra").mkdir()
+    metadata = path / "assets.extra" / "keras_cosattn.json"
+    metadata.write_text(json.dumps({"files": ["assets.extra/keras_cosattn.json"]}))
+    old = metadata.read_text()
     with Limit(100_000), pytest.raises(OSError, match=r"Cannot write .*/m: .*File too large"):
         export.to_saved_model(large, path, signatures=["serve"])
-    assert [(p.name, p.read_text()) for p in path.iterdir()] == [("saved_model.pb", "old")]
+    assert [p for p in path.rglob("*") if p.is_file()] == [metadata]
+    assert metadata.read_text() == old
     assert [p.name for p in tmp_path.iterdir()] == ["m"]

@@ -8,7 +8,7 @@ from support import BACKEND, layer_weights
 from variants import CASES, build, inputs
 
 from keras_cosattn import CausalConv1D, CosFormerAttention, TransformerDecoder, export
-from keras_cosattn.export import runners
+from keras_cosattn.export.file_runners import tflite_runner
 
 WIDTH, LAST = 11, 8
 
@@ -21,7 +21,7 @@ def errors(case, ends, tmp_path, rng):
     x = keras.Input((None, WIDTH))
     model = keras.Model(x, layer(x, x, use_causal_mask=True))
     export.to_tflite(model, tmp_path / "m.tflite", signatures=["step"])
-    run, data = runners.tflite(tmp_path / "m.tflite"), inputs(rng, 1, max(ends), WIDTH)
+    run, data = tflite_runner(tmp_path / "m.tflite"), inputs(rng, 1, max(ends), WIDTH)
     state, sizes, last, found = run("init", {}), set(), [], []
     for i in range(max(ends)):
         state = run("step", {"x": data[:, i : i + 1], **state})

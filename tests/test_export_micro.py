@@ -9,7 +9,8 @@ from support import BACKEND, assert_close
 from variants import inputs
 
 from keras_cosattn import CausalConv1D, CosFormerAttention, PositionEmbedding, TransformerDecoder
-from keras_cosattn.export import checks, runners, to_tflite, verify
+from keras_cosattn.export import checks, file_runners, to_tflite, verify
+from keras_cosattn.export.micro_arena import micro_arena
 
 runtime = pytest.importorskip("tflite_micro", reason="needs the extra `micro`").runtime
 
@@ -119,7 +120,7 @@ def test_int8_weights_of_channels_of_very_different_size_are_right(tmp_path):
     [
         (lambda: convolution("gelu"), {}, r"lacks ops .*\['GELU'\].* relu or silu for GELU"),
         (convolution, {"batch_size": None}, r"'micro' needs fixed shapes. Give `batch_size`"),
-        (convolution, {"signatures": ["serve"]}, r"Give `batch_size` and `length`.*length=None"),
+        (convolution, {"signatures": ["serve"]}, r"Give `length`.*batch_size=1, length=None"),
         (convolution, {"signatures": ["serve", "step"], "length": 9}, r"one signature a file"),
         (convolution, {"quantize": "float16"}, r"for the target 'micro'. Received: 'float16'"),
         (convolution, {"quantize": "dynamic_int8"}, r"'micro'. Received: 'dynamic_int8'"),
@@ -138,7 +139,7 @@ def test_what_it_does_not_run_is_refused_and_not_kept(build, options, message, t
 
 def test_what_ends_its_process_is_an_error_here():
     with pytest.raises(ValueError, match=r"tflite-micro cannot run the model. It says: "):
-        runners.micro_arena(bytes(1000))
+        micro_arena(bytes(1000))
 
 
 def test_without_tflite_micro_it_says_what_to_install(tmp_path, monkeypatch):
@@ -153,7 +154,7 @@ def test_verify_runs_every_stream_from_its_start_on_tflite_micro(
     state, model, tmp_path, rng, monkeypatch
 ):
     to_tflite(model, tmp_path / "m.tflite", target="micro", state=state)
-    monkeypatch.delattr(runners, "tflite")
+    monkeypatch.delattr(file_runners, "tflite_runner")
     streams = [inputs(rng, 1, STEPS, CHANNELS) for _ in range(4)]
     labelled = [(x, np.asarray(model(x)).argmax(-1)) for x in streams]
     report = verify(model, tmp_path / "m.tflite", dataset=labelled, verbose=0)

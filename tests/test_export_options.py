@@ -17,10 +17,13 @@ from keras_cosattn import (
     TransformerEncoder,
 )
 from keras_cosattn import export as exporting
-from keras_cosattn.export import checks, runners
-from keras_cosattn.export.graph import Graph
-from keras_cosattn.export.plan import Plan
-from keras_cosattn.export.zeros import fill
+from keras_cosattn.export import checks, file_runners
+from keras_cosattn.export.check_inputs import stream_check
+from keras_cosattn.export.export_options import ExportOptions
+from keras_cosattn.export.export_plan import make_plan
+from keras_cosattn.export.file_runners import interpreter_class, tflite_runner
+from keras_cosattn.export.fill_rewrite import fill_constants
+from keras_cosattn.export.tflite_graph import TFLiteGraph
 
 CHANNELS = 6
 
@@ -59,10 +62,10 @@ def test_a_fixed_size_is_one_delegated_part_and_any_length_at_most_three(tmp_pat
     assert fixed.partitions == {"serve": 1}
     assert fixed.signatures["serve"]["inputs"]["x"] == [[1, 33, CHANNELS], "float32"]
     x = inputs(rng, 1, 33, CHANNELS)
-    assert_close(runners.tflite(path)("serve", {"x": x})["y"], model(x), 1e-5)
+    assert_close(tflite_runner(path)("serve", {"x": x})["y"], model(x), 1e-5)
     free = exporting.to_tflite(model, path)
     assert 1 < free.partitions["serve"] <= 3
-    run = runners.tflite(path)
+    run = tflite_runner(path)
     for t in (150, 1, 33):
         x = inputs(rng, 1, t, CHANNELS)
         assert_close(run("serve", {"x": x})["y"], model(x), 1e-5)
@@ -72,7 +75,7 @@ def test_a_stream_is_one_delegated_part_too(tmp_path):
     model, path = causal(horizon=None, max_length=200), tmp_path / "m.tflite"
     report = exporting.to_tflite(model, path, signatures=["prefill", "step"], prefill_chunk=40)
     assert report.partitions == {"prefill": 1, "step": 1, "init": 0}
-    interpreter = runners.interpreter_class()(model_path=str(path))
+    interpreter = interpreter_class()(model_path=str(path))
     interpreter.allocate_tensors()  # which delegates all graphs, or none if the first has no ops
     assert "DELEGATE" in [op["op_name"] for op in interpreter._get_ops_details()]
 
@@ -84,7 +87,7 @@ def test_a_file_does_not_hold_the_zeros_of_its_state(target, tmp_path):
     options = {"signatures": ["step"], "target": target}
     report = exporting.to_tflite(keras.Model(x, y), tmp_path / "m.tflite", **options)
     assert report.size < report.state_bytes / 5
-    zeros = runners.tflite(tmp_path / "m.tflite")("init", {})
+    zeros = tflite_runner(tmp_path / "m.tflite")("init", {})
     assert set(zeros) == set(report.state)
     assert sum(x.nbytes for x in zeros.values()) == report.state_bytes
     assert not any(x.any() for x in zeros.values())
@@ -100,18 +103,19 @@ def test_only_constants_of_one_number_are_filled():
     module.function = function
     concrete = function.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
-    graph = Graph(converter.convert())
-    fill(graph)
+    graph = TFLiteGraph(converter.convert())
+    fill_constants(graph)
     assert [name for name, *_ in graph.operators()] == ["FILL", "FILL"]
-    interpreter = runners.interpreter_class()(model_content=graph.pack())
+    interpreter = interpreter_class()(model_content=graph.pack())
     found = interpreter.get_signature_runner()()
     for name, x in held.items():
         np.testing.assert_array_equal(found[name], x, strict=True)
 
 
 def test_a_short_sample_is_repeated_until_every_signature_has_its_steps():
-    plan = Plan(causal(), sample=np.ones((1, 9, CHANNELS), "float32"), prefill_chunk=40)
-    pieces, given, expected = plan.streams()
+    sample = np.ones((1, 9, CHANNELS), "float32")
+    plan = make_plan(causal(), sample, ExportOptions(prefill_chunk=40))
+    pieces, given, expected = stream_check(plan)
     assert pieces[:2] == [("prefill", 0, 40), ("step", 40, 41)]
     assert given["x"].shape[1] == expected["y"].shape[1] == pieces[-1][-1]
 
@@ -120,7 +124,7 @@ def test_a_stream_begins_with_init_or_reset(tmp_path, rng, step_file):
     model, path, report = step_file
     x = inputs(rng, 1, 9, CHANNELS)
     expected = np.asarray(model(x))
-    run = runners.tflite(path)
+    run = tflite_runner(path)
     state, found = run("init", {}), []
     assert set(state) == set(report.state)
     for i in range(9):
@@ -133,7 +137,7 @@ def test_a_stream_begins_with_init_or_reset(tmp_path, rng, step_file):
     assert set(kept.signatures) == {"step", "reset"}
     assert set(kept.signatures["step"]["inputs"]) == {"x"}
     assert kept.weights == report.weights
-    run = runners.tflite(tmp_path / "v.tflite")
+    run = tflite_runner(tmp_path / "v.tflite")
     for _ in range(2):  # the second time only a reset makes it right
         found = [run("step", {"x": x[:, i : i + 1]})["y"] for i in range(9)]
         assert_close(np.concatenate(found, axis=1), expected, 1e-5)
@@ -207,7 +211,7 @@ def test_float16_keeps_a_row_that_sums_to_nothing_finite(tmp_path):
     model = causal()
     model.layers[1].set_weights([np.zeros_like(w) for w in model.layers[1].get_weights()])
     exporting.to_tflite(model, tmp_path / "m.tflite", quantize="float16", signatures=["step"])
-    run = runners.tflite(tmp_path / "m.tflite")
+    run = tflite_runner(tmp_path / "m.tflite")
     found = run("step", {"x": np.ones((1, 1, CHANNELS), "float32"), **run("init", {})})
     assert np.isfinite(found["y"]).all()
 
@@ -247,7 +251,7 @@ def test_verify_prints_the_accuracy_and_the_drift(step_file, rng, capsys):
 def test_drift_is_seen(step_file, monkeypatch):
     """A file whose noise grows with its age has a lower SQNR at the end."""
     model, path, _ = step_file
-    exact, age = runners.tflite(path), iter(range(10**6))
+    exact, age = tflite_runner(path), iter(range(10**6))
 
     def noisy(signature, given):
         found = exact(signature, given)
@@ -255,7 +259,7 @@ def test_drift_is_seen(step_file, monkeypatch):
             found["y"] = found["y"] * (1 + 1e-6 * next(age))
         return found
 
-    monkeypatch.setattr(runners, "tflite", lambda _: noisy)
+    monkeypatch.setattr(file_runners, "tflite_runner", lambda _: noisy)
     drift = exporting.verify(model, path, drift_steps=400, verbose=0).drift
     assert drift["last"] < drift["first"] - 6
 
@@ -284,12 +288,18 @@ def test_differences_and_sqnr_are_what_they_say(rng):
             r"for the target 'micro'. Received: 'float16'",
         ),
         ({"target": "micro", "signatures": ["step", "prefill"]}, r"knows one signature a file"),
-        ({"target": "gpu"}, r"needs fixed shapes. Give `batch_size` and `length`"),
+        ({"target": "gpu"}, r"needs fixed shapes. Give `length`. Received: batch_size=1"),
         ({"target": "tflite-runtime", "quantize": "float16"}, r"float16 files wrongly once"),
         ({"state": "disk"}, r"`state` must be one of .* Received: 'disk'"),
         ({"state": "variables", "batch_size": None}, r"give `batch_size`. Received: None"),
-        ({"prefill_chunk": 0}, r"`prefill_chunk` must be at least 1, or None. Received: 0"),
-        ({"length": "long"}, r"`length` must be at least 1, or None. Received: 'long'"),
+        (
+            {"prefill_chunk": 0},
+            r"`prefill_chunk` must be an integer of at least 1.* Received: 0",
+        ),
+        (
+            {"length": "long"},
+            r"`length` must be an integer of at least 1.* Received: 'long'",
+        ),
         ({"representative_data": []}, r"representative data are empty"),
         ({"representative_data": [np.ones((4, 6))]}, r"hold batches. .* Received: \(1, 6\)"),
     ],
@@ -316,7 +326,7 @@ def test_a_sequential_model_without_a_state_is_exported(tmp_path, rng):
     report = exporting.to_tflite(model, tmp_path / "m.tflite")
     assert set(report.signatures) == {"serve", "prefill", "step"}
     x = inputs(rng, 1, 1, CHANNELS)
-    assert_close(runners.tflite(tmp_path / "m.tflite")("step", {"x": x})["y"], model(x), 1e-6)
+    assert_close(tflite_runner(tmp_path / "m.tflite")("step", {"x": x})["y"], model(x), 1e-6)
 
 
 def test_a_length_that_the_model_cannot_have_is_refused(tmp_path):
@@ -343,7 +353,7 @@ def test_every_example_of_the_sample_is_compared(tmp_path, rng):
     model, seen = classifier(blocks=1), []
     sample = inputs(rng, 5, 20, CHANNELS)
     exporting.to_tflite(model, tmp_path / "m.tflite", length=20, batch_size=2, sample=sample)
-    plan = Plan(model, sample=sample, batch_size=2, length=20)
-    exact = runners.tflite(tmp_path / "m.tflite")
+    plan = make_plan(model, sample, ExportOptions(batch_size=2, length=20))
+    exact = tflite_runner(tmp_path / "m.tflite")
     checks.compare(plan, lambda name, given: seen.append(given["x"]) or exact(name, given))
     assert_close(np.concatenate(seen)[:5], sample, 0)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from runtimes import tflite_runtime
 
-from keras_cosattn.export.runtimes import TFLITE_MICRO, TFLITE_RUNTIME_2_14
+from keras_cosattn.export.runtime_ops import TFLITE_MICRO, TFLITE_RUNTIME_2_14
 
 LACKING = """
 import json, os, pathlib, sys

@@ -235,7 +235,7 @@ def test_a_layer_of_the_user_aggregates(given, causal, rng, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_close(loaded(x), model(x), 0)
-    with pytest.raises(ValueError, match="which the `aggregator` does not say"):
+    with pytest.raises(ValueError, match="which a layer as `aggregator` does not give"):
         layer(x, x, return_attention_scores=True)
 
 
@@ -376,7 +376,7 @@ def test_a_stream_is_exact_to_its_end_and_finite_beyond(max_length, rng):
     y, state = stream(x[:, : max_length - 1], stream.initial_state(1))
     last, full = stream(x[:, max_length - 1 : max_length], state)
     assert_close(np.concatenate([y, last], axis=1), whole[:, :max_length], EXACT)
-    with pytest.raises(ValueError, match=f"ends after {max_length} steps"):
+    with pytest.raises(ValueError, match=f"is full: at most {max_length} steps"):
         stream(x[:, max_length:], full)
     across, _ = stream._call_in_stream(x[:, max_length - 1 :], state)
     assert_close(across[:, :1], last, EXACT)

@@ -368,7 +368,7 @@ def test_becomes_a_tflite_file(tmp_path):
         ({"top_k": 0}, "`top_k` must be .*top_k=0"),
         ({"top_k": 4}, "`top_k` must be at most .*top_k=4, 3 paths"),
         ({"load_balancing": -0.1}, "`load_balancing` must be .*=-0.1"),
-        ({"dropout": 0.1}, r"is given to the path. Received: \['dropout'\]"),
+        ({"dropout": 0.1}, r"Give them to each path. Received: \['dropout'\]"),
     ],
     ids=str,
 )

@@ -13,7 +13,7 @@ FLOORS = [
     ["atomic_write", "limits"],
     ["ops"],
     ["scope", "masks", "layout", "component", "layer_options"],
-    ["positions", "temporal", "feature_maps"],
+    ["positions", "temporal", "running_mean", "feature_maps"],
     ["attention"],
     ["transformer", "analysis"],
     ["constant_inputs", "fingerprint", "probe", "state_checks", "state_file"],
@@ -49,8 +49,8 @@ def test_imports_go_down(file):
             continue
         if below[1] in FLOOR and below[1] != mine:
             assert FLOOR[below[1]] < FLOOR[mine], f"{file} imports {name}"
-        variants = {"arguments", "base", "bucketed", "cached", "call_inputs", "constant_values"}
-        variants |= {"axes", "keras_arguments", "known_masks"}
+        variants = {"aggregators", "arguments", "axes", "base", "bucketed", "cached", "call_inputs"}
+        variants |= {"constant_values", "keras_arguments", "known_masks", "levels"}
         variants |= {"mask_factoring", "options", "projections", "refusals", "sums"}
         if mine == below[1] == "attention" and parts[-1] != "__init__.py":
             assert below[2] in variants, f"the variant {file} imports {name}"

@@ -129,19 +129,19 @@ def test_pieces_with_fewer_real_steps_equal_the_whole(window, rng):
 
 @both_ways
 @pytest.mark.parametrize("packed", [False, True])
-def test_positions_reach_the_place(causal, packed, rng):
+def test_positions_are_encoded(causal, packed, rng):
     q, k, v = arrays(rng, 13)
     ids = np.repeat([[0, 1, 2], [4, 5, 6]], [3, 1, 9], axis=1).astype("int32")
     how = How(causal=causal, segment_ids=ids if packed else None)
 
-    def place(q, k, q_positions, k_positions):
+    def encode(q, k, q_positions, k_positions):
         q_positions = keras.ops.cast(q_positions, "float32")[:, None, :, None]
         k_positions = keras.ops.cast(k_positions, "float32")[:, None, None, :]
         return q * 2, k, 0.1 * (q_positions - k_positions) ** 2 + 0.3 * k_positions
 
     out, _ = windows.window_attention(
-        q, k, v, place=place, segments=timesteps.segment_numbers(ids) if packed else None,
-        **options((4, 5, 2), causal),
+        q, k, v, segments=timesteps.segment_numbers(ids) if packed else None,
+        encode_positions=encode, **options((4, 5, 2), causal),
     )  # fmt: skip
     query, key = references._both_positions(13, 13, how)
     bias = 0.1 * (query - key) ** 2 + 0.3 * key

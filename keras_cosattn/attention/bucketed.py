@@ -1,4 +1,6 @@
-"""Attention among steps of equal content: the base of the variants that sort steps into buckets."""
+"""The base of the layers that sort steps into buckets by their content."""
+
+from __future__ import annotations
 
 from keras import ops
 
@@ -7,14 +9,15 @@ from keras_cosattn.ops import arrays, buckets, dense, timesteps
 
 
 class BucketedAttention(CachedAttention):
-    """Base of the layers in which a step sees its bucket only: its own chunk and the one before.
+    """Base class of the layers in which a step attends to steps of its own bucket only.
 
-    One projection makes queries and keys, so that both fall into the same buckets. A variant fills
-    in `_buckets`, `_query_and_key`, `_bucket_count` and `_chunk`. A step takes part if its query
-    and its value do.
+    Of its bucket, a step attends to its own chunk and to the one before. One projection makes
+    queries and keys, so that both have the same buckets. A subclass overrides `_buckets`,
+    `_query_and_key`, `_bucket_count` and `_chunk_size`. A step is valid if its query and its value
+    are.
 
-    Dropout acts on the mixed values: weights lie sorted, so noise on them would move with later
-    steps. A stream keeps of each step its key, its value, and its bucket and chunk in each round.
+    Dropout acts on the mixed values. Dropout of the sorted weights would change with later steps. A
+    stream keeps of each step its key and its value, and its bucket and chunk in each round.
     """
 
     accepts_positions = ("rotation", "encoding")
@@ -22,8 +25,8 @@ class BucketedAttention(CachedAttention):
     own_key_last = False
 
     @property
-    def cannot(self):
-        """What the layer refuses: use -> reason."""
+    def cannot(self) -> dict[str, str]:
+        """What the layer refuses, each with its reason."""
         reason = (
             "queries and keys are one projection of the same steps. "
             "Use SoftmaxAttention or LinearAttention there."
@@ -35,36 +38,36 @@ class BucketedAttention(CachedAttention):
         raise NotImplementedError(f"{type(self).__name__} must fill in `_bucket_count`.")
 
     @property
-    def _chunk(self):
-        """C: the steps of a chunk."""
-        raise NotImplementedError(f"{type(self).__name__} must fill in `_chunk`.")
+    def _chunk_size(self):
+        """C, the number of steps in a chunk."""
+        raise NotImplementedError(f"{type(self).__name__} must fill in `_chunk_size`.")
 
     @property
     def _rounds(self):
         return 1
 
     def _buckets(self, q):
-        """The bucket of each step, from the float32 q `(b, t, h, d)`: int32 `(b, t, h, rounds)`."""
+        """Return the bucket of each step, int32 `(b, t, h, rounds)`; q is float32."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_buckets`.")
 
     def _query_and_key(self, q):
-        """What is compared, q and k `(b, t, h, d)`, from the float32 projection."""
+        """Return the queries and keys `(b, t, h, d)` of the float32 projection q."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_query_and_key`.")
 
     def _mix(self, q, k, v, layout, training):
         mask, segments = layout.key_mask, layout.segments
         q = arrays.zero_masked(arrays.accumulate(q), mask)
         v = arrays.zero_masked(arrays.accumulate(v), mask)
-        found = self._buckets(q)
-        position = layout.query_positions
-        q, k, _ = self._encode_positions(*self._query_and_key(q), position, position)
+        bucket = self._buckets(q)
+        positions = layout.query_positions
+        q, k, _ = self._encode_positions(*self._query_and_key(q), positions, positions)
         mixed = buckets.bucket_attention(
             q,
             k,
             v,
-            found,
+            bucket,
             self._bucket_count,
-            size=self._chunk,
+            size=self._chunk_size,
             causal=layout.causal,
             mask=mask,
             segments=segments,
@@ -73,10 +76,10 @@ class BucketedAttention(CachedAttention):
         return self.dropout_layer(mixed, training=training)
 
     def _cache_spec(self):
-        numbers = (self.num_heads, self._rounds)
-        return {**super()._cache_spec(), "bucket": numbers, "chunk": numbers}
+        shape = (self.num_heads, self._rounds)
+        return {**super()._cache_spec(), "bucket": shape, "chunk": shape}
 
-    def _remember(self, past, q, k, v, positions, mask):
+    def _cache_entries(self, past, q, k, v, positions, mask):
         q, v = (arrays.zero_masked(arrays.accumulate(x), mask) for x in (q, v))
         bucket = ops.cast(self._buckets(q) + 1, "float32")  # 0 is an empty slot
         bucket = arrays.zero_masked(bucket, mask)
@@ -85,28 +88,29 @@ class BucketedAttention(CachedAttention):
             "key": self._query_and_key(q)[1],
             "value": v,
             "bucket": bucket,
-            "chunk": ops.floor((rank + 0.5) / self._chunk),  # half a step: no rounding decides
+            # Half a step is added so that rounding cannot change the chunk.
+            "chunk": ops.floor((rank + 0.5) / self._chunk_size),
         }
 
-    def _mix_past(self, q, past, positions, training):
+    def _attend_to_cache(self, q, past, positions, training):
         slots = ops.expand_dims(ops.arange(self.max_length, dtype="int32"), 0)
         own = ops.minimum(positions, self.max_length - 1)
         q, _ = self._query_and_key(arrays.accumulate(q))
         q, k, _ = self._encode_positions(q, past["key"], positions, slots)
-        seen = buckets.seen_in_cache(
+        allowed = buckets.can_attend_in_cache(
             timesteps.take_steps(past["bucket"], own),
             timesteps.take_steps(past["chunk"], own),
             past["bucket"],
             past["chunk"],
         )
-        distance = ops.expand_dims(ops.expand_dims(positions, 2) - ops.expand_dims(slots, 1), 1)
-        bias = ops.where(distance == 0, buckets.LAST, 0.0) if self.own_key_last else None
-        seen = ops.logical_and(seen, distance >= 0)
-        mixed, _ = dense.attend(q, k, past["value"], seen, bias=bias)
+        distance = ops.expand_dims(positions, (1, 3)) - ops.expand_dims(slots, (1, 2))
+        bias = ops.where(distance == 0, buckets.LAST_SCORE, 0.0) if self.own_key_last else None
+        allowed = ops.logical_and(allowed, distance >= 0)
+        mixed, _ = dense.attend(q, k, past["value"], allowed, bias=bias)
         return self.dropout_layer(mixed, training=training)
 
 
 def unit(x):
-    """`x / ||x||`; zero stays zero."""
+    """Return `x / ||x||`. Zero stays zero."""
     length = ops.sum(ops.square(x), axis=-1, keepdims=True)
     return x * ops.rsqrt(ops.maximum(length, arrays.SMALLEST_SUM))

@@ -1,95 +1,126 @@
 """Attention inside units, between units, and between units of units."""
 
-import inspect
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 from keras import ops
 
-from keras_cosattn import limits
+from keras_cosattn.attention import aggregators
 from keras_cosattn.attention.arguments import optional, positive
 from keras_cosattn.attention.base import Attention, Tensor
 from keras_cosattn.attention.call_inputs import read_call
-from keras_cosattn.ops import arrays, cache, dense, hierarchy, timesteps
-from keras_cosattn.ops.pool import pool
-from keras_cosattn.ops.windows import window_attention, window_length
+from keras_cosattn.attention.levels import Levels
+from keras_cosattn.ops import arrays, timesteps
+from keras_cosattn.ops.windows import window_length
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.attention.options import AttentionOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class HierarchicalAttention(Attention):
     """Softmax attention inside units, whose aggregates are the steps of the next level.
 
-    As words, sentences, paragraphs. The steps of level 1 are the input's: `x1 = x`. At level l
-    each c_l steps are a unit, and an aggregator makes the units the steps of the level above:
+    Units are, for example, words, sentences and paragraphs. The steps of level 1 are those of the
+    input, `x1 = x`. At level l each c_l steps are a unit, and an aggregator makes the units the
+    steps of the next level:
 
     `x(l+1)_u = G_l(xl_s, s in unit u)`
     `yl_t = sum_s softmax_s(ql_t . kl_s / sqrt(d)) vl_s + y(l+1)_u(t)`, s in t's unit u(t)
 
-    and the layer's output is the projection of `y1`. Each level has projections of its own to
-    ql, kl, vl; at the top level all steps are one unit, and nothing is added. If causal, s <= t
-    and what is added is `y(l+1)_(u(t)-1)`, of the last finished unit: the parts of the past that
-    the levels see then fit together without a gap. Every step so reaches every other, or every
-    one of the past.
+    The layer's output is the projection of `y1`. Each level has its own projections to ql, kl, vl.
+    At the top level all steps are one unit, and nothing is added. If causal, s <= t, and
+    `y(l+1)_(u(t)-1)` is added: that of the last finished unit. The parts of the past that the
+    levels attend to then fit together without a gap. So every step reaches every step, or every
+    step of the past.
 
-    Units are of c_1 steps, or with `unit_ids` runs of equal ids (sentences), those of more than
-    c_1 steps cut after each c_1. Upper levels always have units of c_l steps. Of packed
-    sequences, each has units of its own at every level.
+    Units have c_1 steps. With `unit_ids` they are runs of equal ids (sentences); runs of more than
+    c_1 steps are cut after each c_1. Units of the other levels always have c_l steps. Each packed
+    sequence has its own units at every level.
 
-    Both directions, causal, packed. For n steps O(n c_1 + (n / c_1) c_2 + ...
-    + (n / (c_1 c_2 ...))^2) times (d + e) in time, and without (d + e) in memory, per head:
-    O(n max c) if the product of the sizes is at least sqrt(n). With `unit_ids` and `max_units` U,
-    O(n c_1 + U c_2 + ... + (U / (c_2 ...))^2); packed, O(n c_1 + U c_2 + U c_3 + ... + U^2), for
-    each sequence may be of one unit at every level. So give `max_units`: without it U is n.
+    Both directions, causal, packed. For n steps the cost per head is O(n c_1 + (n / c_1) c_2 + ...
+    + (n / (c_1 c_2 ...))^2), times (d + e) in time and without (d + e) in memory. It is O(n max c)
+    if the product of the sizes is at least sqrt(n). With `unit_ids` and U = `max_units` it is
+    O(n c_1 + U c_2 + ... + (U / (c_2 ...))^2). Packed it is O(n c_1 + U c_2 + U c_3 + ... + U^2),
+    because each sequence may have one unit at every level. So give `max_units`: without it U is n.
 
     Streams for N = `max_length` steps, with units of c_l steps. With
-    S = c_1 + c_2 + ... + N / (c_1 c_2 ...), a step costs O(S (d + e)) per head, and every level
+    S = c_1 + c_2 + ... + N / (c_1 c_2 ...), a step costs O(S (d + e)) per head. Every level
     projects one step and aggregates c_l of them, whether a unit ends or not. The float32 state is
     O(S (d + e)) per key head, the c_1 + c_2 + ... steps themselves, and e per level and head.
     More than N steps raise ValueError, or fail an assertion in a TensorFlow graph; under XLA the
-    top level does not see them. Dropout acts on the weights.
+    top level does not attend to them. Dropout is applied to the attention weights.
 
-    Yang et al., 2016 (Hierarchical Attention Networks), section 2.2, eq. 5-10: units pooled with a
-    learned query. Zhu and Soricut, 2021 (H-Transformer-1D): near steps one by one, far
-    ones as aggregates.
+    The weights of `return_attention_scores` are the shares of each step in what all levels mix.
+    They sum to the number of levels. They do not mix the values to the output, because each level
+    has its own values.
 
-    Where we leave the papers: Yang et al. classify whole documents; here each step gets back what
-    its units found, and their pooling has a hidden layer where ours is
-    `softmax_s(u . x_s / sqrt(m))`. Zhu and Soricut have one projection for all levels, fixed
-    means, and one softmax over all of them.
-
-    The weights of `return_attention_scores` say how much of each step there is in what all levels
-    mix, and sum to the number of levels. They do not mix the values to the output, for each level
-    has values of its own.
+    Where this differs from the papers: Yang et al. classify whole documents. Here each step gets
+    the results of its units. Their pooling has a hidden layer; here it is
+    `softmax_s(u . x_s / sqrt(m))`. Zhu and Soricut use one projection for all levels, fixed means,
+    and one softmax over all levels.
 
     Args:
-        num_heads, key_dim, *args, **kwargs: as `Attention`.
-        unit_sizes: c_1, c_2, ...: one for each level but the top.
-        aggregator: G: "attention" (a learned query for each level), "mean", or a Keras layer
-            `(z, c, m) -> (z, m')`, of which each level gets a copy. Places where a unit has no
-            step are zero; if its `call` takes a `mask`, they are False there.
-        max_units: how many units of `unit_ids` or of packed sequences, of which each begins one,
-            a row has the capacity for; None is as many as steps. More raise ValueError, or fail
-            an assertion in a TensorFlow graph. Under XLA the units beyond get what the last unit
-            gets of the upper levels, and these do not see them.
-        max_length: N, steps that a stream can hold; None cannot stream. Whole sequences may have
-            any length.
+        num_heads: Integer, h, the number of query heads.
+        key_dim: Integer, d, the size of a query or key head.
+        unit_sizes: Tuple of integers, c_1, c_2, ...: one for each level but the top. Defaults to
+            `(16, 16)`.
+        aggregator: G. `"attention"` (weights with a learned query for each level), `"mean"`, or a
+            Keras layer `(z, c, m) -> (z, m')`, of which each level gets a copy. Places of a unit
+            without a step are zero; if the layer's `call` takes a `mask`, they are False in it.
+            Defaults to `"attention"`.
+        max_units: Integer, the capacity for units of `unit_ids` or of packed sequences (each
+            begins a unit) in one row. `None` is as many as steps. More units raise ValueError, or
+            fail an assertion in a TensorFlow graph. Under XLA the units beyond it get what the
+            last unit gets of the other levels, which do not attend to them. Defaults to `None`.
+        max_length: Integer, N, the number of steps that a stream can hold. With `None` the layer
+            cannot stream. Whole sequences may have any length. Defaults to `None`.
+        **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads` and
+            `seed`.
 
     Call arguments:
-        unit_ids: `(b, t)` integer: runs of equal ids are the units of level 1. Not in a stream.
+        unit_ids: Integer `(b, t)`. Runs of equal ids are the units of level 1. Not in a stream.
+
+    Raises:
+        ValueError: If `return_attention_scores=True` is used with a layer as `aggregator`, or
+            `unit_ids` in a stream, or if there are more than `max_units` units.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn import HierarchicalAttention
+    >>> layer = HierarchicalAttention(num_heads=2, key_dim=4, unit_sizes=(3, 2))
+    >>> x = np.ones((1, 10, 8), "float32")
+    >>> tuple(layer(x, x).shape)
+    (1, 10, 8)
+    >>> sentences = np.array([[0, 0, 1, 1, 1, 1, 1, 2, 2, 2]])
+    >>> tuple(layer(x, x, unit_ids=sentences).shape)
+    (1, 10, 8)
+
+    Reference:
+        - [Yang et al., 2016 (Hierarchical Attention Networks)](https://aclanthology.org/N16-1174),
+          section 2.2, equations 5-10: units pooled with a learned query
+        - [Zhu and Soricut, 2021 (H-Transformer-1D)](https://arxiv.org/abs/2107.11906): attention
+          to near steps, and to aggregates of far steps
     """
 
     needs_valid_first = True
 
     def __init__(
         self,
-        num_heads,
-        key_dim,
-        *args,
-        unit_sizes=(16, 16),
-        aggregator="attention",
-        max_units=None,
-        max_length=None,
-        **kwargs,
+        num_heads: int,
+        key_dim: int,
+        *args: Any,
+        unit_sizes: Sequence[int] = (16, 16),
+        aggregator: Literal["attention", "mean"] | keras.Layer | dict[str, Any] = "attention",
+        max_units: int | None = None,
+        max_length: int | None = None,
+        **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         if not isinstance(unit_sizes, list | tuple) or not unit_sizes:
@@ -100,13 +131,7 @@ class HierarchicalAttention(Attention):
         self.unit_sizes = tuple(positive("unit_sizes", size) for size in unit_sizes)
         self.max_units = optional(positive, "max_units", max_units)
         self.max_length = optional(positive, "max_length", max_length)
-        if isinstance(aggregator, dict):
-            aggregator = keras.saving.deserialize_keras_object(aggregator)
-        if aggregator not in ("attention", "mean") and not isinstance(aggregator, keras.Layer):
-            raise ValueError(
-                '`aggregator` must be "attention", "mean" or a Keras layer. '
-                f"Received: aggregator={aggregator!r}"
-            )
+        aggregator = aggregators.check_aggregator(aggregator)
         self._pooling = None if isinstance(aggregator, keras.Layer) else aggregator
         self.aggregators = []
         if self._pooling is None:
@@ -114,12 +139,12 @@ class HierarchicalAttention(Attention):
             self.aggregators = [type(aggregator).from_config(config) for _ in unit_sizes]
 
     @property
-    def aggregator(self):
-        """As given to the constructor; of a layer, the copy of level 1."""
+    def aggregator(self) -> str | keras.Layer:
+        """The constructor's argument. For a layer, the copy of level 1."""
         return self._pooling or self.aggregators[0]
 
     @property
-    def cannot(self):
+    def cannot(self) -> dict[str, str]:
         """What the layer refuses: use -> reason."""
         cannot = {
             "cross": "its units pair each query with the keys of the same steps. "
@@ -149,15 +174,9 @@ class HierarchicalAttention(Attention):
                 parts.append(self._heads(f"{name}_{i + 2}", shape, heads, d))
 
     def _build_aggregator(self, i, size, width):
-        """The width of what comes out."""
+        """Build the aggregator of a level and return the width of the next level."""
         if self._pooling is None:
-            shape = self.aggregators[i](keras.KerasTensor((None, size, width))).shape
-            if len(shape) != 2 or shape[-1] is None:
-                raise ValueError(
-                    f"{self.name}: `aggregator` must make (units, features) of (units, {size}, "
-                    f"{width}). It made: {shape}"
-                )
-            return shape[-1]
+            return aggregators.output_width(self.aggregators[i], size, width, self.name)
         if self._pooling == "attention":
             query = self.add_weight(
                 name=f"pool_query_{i + 1}",
@@ -186,14 +205,17 @@ class HierarchicalAttention(Attention):
     ) -> Tensor:
         if return_attention_scores and self._pooling is None:
             raise ValueError(
-                f"{self.name}: `return_attention_scores` needs to know how much of each step is "
-                'in a unit, which the `aggregator` does not say. Use "attention" or "mean".'
+                f"{self.name}: `return_attention_scores` needs the share of each step in its unit, "
+                'which a layer as `aggregator` does not give. Use "attention" or "mean".'
             )
         inputs = read_call(
             self, query, value, key, query_mask, value_mask, key_mask, attention_mask,
             use_causal_mask, segment_ids, unit_ids,
         )  # fmt: skip
         return self._attend_to(inputs, training, return_attention_scores)
+
+    if TYPE_CHECKING:
+        __call__ = call
 
     def _project(self, query, key, value):
         return query, None, None  # each level projects its own steps
@@ -207,76 +229,14 @@ class HierarchicalAttention(Attention):
             runs = segments
         valid = ops.ones((b, t), "bool") if mask is None else mask
         options = {"runs": runs, "segments": segments, "causal": layout.causal}
-        mixed = self._level(0, x, None, valid, training=training, **options)
+        mixed = self._levels(training).attend(0, x, valid, **options)
         if not return_weights:
             return mixed, None
-        each = ops.reshape(ops.eye(t, dtype=self.sum_dtype), (1, t, 1, t))
-        each = ops.broadcast_to(each, (b, t, 1, t))
-        weights = self._level(0, x, each, valid, training=False, **options)
+        identity = ops.reshape(ops.eye(t, dtype=self.sum_dtype), (1, t, 1, t))
+        identity = ops.broadcast_to(identity, (b, t, 1, t))
+        weights = self._levels(training=False).attend(0, x, valid, values=identity, **options)
         weights = arrays.zero_masked(weights, mask)
         return mixed, ops.transpose(weights, (0, 2, 1, 3))
-
-    def _level(self, i, x, each, real, *, causal, training, runs=None, segments=None):
-        """What the steps `x (b, n, m)` get from this level and those above, `(b, n, h, e)`.
-
-        `each (b, n, 1, s)` are values to mix in place of the level's own. Units end where the
-        numbers `runs (b, n)` change, which they do where `segments (b, n)` do.
-        """
-        q, k, v = self._projected(i, x)
-        v = v if each is None else each
-        dropout = self._drop(training)
-        if i == len(self.unit_sizes):
-            mixed, _ = dense.softmax_attention(
-                q, k, v, causal=causal, query_mask=real, mask=real, segment_ids=segments,
-                dropout=dropout,
-            )  # fmt: skip
-            return mixed
-        size, n = self.unit_sizes[i], ops.shape(x)[1]
-        capacity = self.max_units if i == 0 else None
-        if runs is None:
-            units = hierarchy.fixed_units(real, size)
-        else:
-            units = hierarchy.given_units(real, runs, size, capacity or n)
-        mixed = hierarchy.attend_inside(q, k, v, units, causal=causal, mask=real, dropout=dropout)
-        found, weights = self._aggregate(i, hierarchy.places(x, units), units)
-        if each is not None:
-            each = dense.mix(weights, hierarchy.places(each, units))
-            each = ops.reshape(each, (-1, units.count, 1, each.shape[-1]))
-        if segments is not None:
-            segments = hierarchy.of_units(segments, units)
-        upper = self._level(
-            i + 1, found, each, hierarchy.taken(units), causal=causal, training=training,
-            runs=segments, segments=segments,
-        )  # fmt: skip
-        mixed = mixed + hierarchy.spread(upper, n, units, last_finished=causal, segments=segments)
-        if runs is None or capacity is None:
-            return mixed
-        advice = "Build the layer with a larger `max_units`."
-        return limits.check_count(
-            mixed, ops.max(units.of, axis=1) + 1, capacity, self.name, "units", advice
-        )
-
-    def _projected(self, i, x):
-        if i == 0:
-            return self.query_dense(x), self.key_dense(x), self.value_dense(x)
-        parts = self.upper_query_dense, self.upper_key_dense, self.upper_value_dense
-        return tuple(part[i - 1](x) for part in parts)
-
-    def _aggregate(self, i, x, units):
-        """Units of steps `x (b * U, c, m)` as steps, `(b, U, m')`, and the weights of the pool."""
-        real, weights = units.real, None
-        if self._pooling is None:
-            aggregator, options = self.aggregators[i], {}
-            if "mask" in inspect.signature(aggregator.call).parameters:
-                # Where a unit has no step at all, all of its places: a mean of none is NaN.
-                some = ops.any(real, axis=1, keepdims=True)
-                options["mask"] = ops.logical_or(real, ops.logical_not(some))
-            found = aggregator(x, **options)
-        else:
-            query = self._pool_queries[i] if self._pool_queries else None
-            found, weights = pool(ops.expand_dims(x, 2), real, query)
-        found = ops.reshape(found, (-1, units.count, found.shape[-1]))
-        return arrays.zero_masked(found, hierarchy.taken(units)), weights
 
     def _attend_in_stream(self, x, _k, _v, layout, stream, training):
         if layout.units is not None:
@@ -289,57 +249,33 @@ class HierarchicalAttention(Attention):
         spec, mask = self._state_spec(), layout.key_mask
         slot, state = stream.read(self, b, limit=self.max_length, **spec)
         valid = ops.ones((b, t), "bool") if mask is None else mask
-        mixed, new = self._level_in_stream(0, x, valid, state, state["position"], training)
+        levels = self._levels(training)
+        mixed, new = levels.attend_in_stream(0, x, valid, state, state["position"])
         new["position"] = timesteps.advance(state["position"], t, mask)
         stream.write(slot, {name: ops.cast(new[name], dtype) for name, (_, dtype) in spec.items()})
         return mixed
 
-    def _level_in_stream(self, i, x, real, state, position, training):
-        """As `_level`, of the next steps at this level, after `position (b,)` of them; new state.
+    def _levels(self, training):
+        upper = self.upper_query_dense, self.upper_key_dense, self.upper_value_dense
+        first = self.query_dense, self.key_dense, self.value_dense
+        return Levels(
+            owner=self.name,
+            projections=[first, *zip(*upper, strict=True)],
+            unit_sizes=self.unit_sizes,
+            max_units=self.max_units,
+            aggregate=self._aggregate,
+            state_dtype=self.sum_dtype,
+            dropout=self._drop(training),
+        )
 
-        The units that end among these steps are the next steps of the level above.
-        """
-        q, k, v = self._projected(i, x)
-        dropout, level = self._drop(training), i + 1
-        if i == len(self.unit_sizes):
-            return self._top_in_stream(q, k, v, real, state, position, dropout)
-        size = self.unit_sizes[i]
-        past = {name: state.get(f"{name}_{level}") for name in ("key", "value")}
-        mixed, past = window_attention(
-            q, k, v, size=size, causal=True, mask=real, state={**past, "position": position},
-            dropout=dropout,
-        )  # fmt: skip
-        steps, units, window = hierarchy.finished_units(
-            x, real, state.get(f"input_{level}"), position, size
-        )
-        found, _ = self._aggregate(i, steps, units)
-        upper, new = self._level_in_stream(
-            i + 1, found, hierarchy.taken(units), state, position // size, training
-        )
-        added, last = hierarchy.spread_in_stream(
-            upper, state[f"above_{level}"], real, position, size
-        )
-        parts = {"key": past["key"], "value": past["value"], "input": window, "above": last}
-        new |= {f"{name}_{level}": y for name, y in parts.items()}
-        return mixed + added, new
-
-    def _top_in_stream(self, q, k, v, real, state, position, dropout):
-        """Causal attention to all steps of the top level: those in the state and these."""
-        level = len(self.unit_sizes) + 1
-        place = ops.expand_dims(position, 1) + ops.arange(ops.shape(q)[1], dtype="int32")
-        past = {
-            f"{name}_{level}": cache.append(
-                state[f"{name}_{level}"], ops.cast(y, self.sum_dtype), place, real
-            )
-            for name, y in (("key", k), ("value", v))
-        }
-        key, value = past.values()
-        seen = ops.expand_dims(place, 2) >= ops.arange(key.shape[1], dtype="int32")
-        seen = ops.logical_and(seen, ops.expand_dims(real, 2))
-        return dense.attend(q, key, value, ops.expand_dims(seen, 1), dropout)[0], past
+    def _aggregate(self, i, x, units):
+        if self._pooling is None:
+            return aggregators.aggregate_with_layer(self.aggregators[i], x, units), None
+        query = self._pool_queries[i] if self._pool_queries else None
+        return aggregators.aggregate_with_weights(query, x, units)
 
     def _state_spec(self):
-        """Level by level the last unit's steps, and what the level above gave for it."""
+        """For each level the steps of the last unit and the output of the next level for it."""
         spec, heads = {"position": ((), "int32")}, self.num_key_value_heads
         lengths = [window_length(size, 0) for size in self.unit_sizes]
         for level, (n, width) in enumerate(zip(lengths, self._widths, strict=True), 1):

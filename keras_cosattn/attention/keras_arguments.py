@@ -40,7 +40,7 @@ def axes(attention_axes: Any) -> tuple[int, ...] | None:
     return tuple(int(axis) for axis in given)
 
 
-def window(layer_type: type, sliding_window: Any) -> int | None:
+def window(layer_type: Any, sliding_window: Any) -> int | None:
     """Return `sliding_window` as an integer, or None.
 
     Raises:

@@ -42,7 +42,7 @@ def known_factors(mask: np.ndarray) -> MaskFactors | None:
     mask = _without_heads(np.asarray(mask, bool))
     if mask is None:
         return None
-    rows, keys = mask.any(2), mask.any(1)
+    rows, keys = np.any(mask, axis=2), np.any(mask, axis=1)
     if np.array_equal(mask, rows[:, :, None] & keys[:, None]):
         return MaskFactors(None if rows.all() else rows, keys, causal=False)
     queries, steps = mask.shape[1:]

@@ -1,5 +1,10 @@
 """Linear attention with a feature map."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import keras
 from keras import ops
 
@@ -10,34 +15,70 @@ from keras_cosattn.ops import arrays, pointwise_features
 from keras_cosattn.ops.chunked import CHUNK_SIZE
 from keras_cosattn.ops.linear import linear_attention, linear_weights
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.attention.options import AttentionOptions
+
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class LinearAttention(SumsAttention):
-    """Linear attention: `out_t = phi(q_t) sum_s phi(k_s) v_s^T / phi(q_t) sum_s phi(k_s)`.
+    """Linear attention: a feature map takes the place of softmax's exponential.
 
-    Both directions, causal, cross, packed; streams without end. With f features, d unless the map
-    says otherwise, O((t + s) f e) time and O((t + s) f) memory per head, packed another
-    O((t / chunk_size)^1.5 f e) time; a streamed step and its float32 state are O(f e).
-    Katharopoulos et al., 2020, eq. 4-12.
+    `out_t = phi(q_t) sum_s phi(k_s) v_s^T / phi(q_t) sum_s phi(k_s)`
 
-    With `position=Rotary()` phi(q_t) and phi(k_s) are rotated in the numerator and not in
-    the normaliser (Su et al., 2021, eq. 19); weights can then be negative.
+    The layer attends in both directions or causally, also to other values (cross-attention) and
+    inside packed sequences. It streams without end.
+
+    With f features for each head, it takes O((t + s) f e) time and O((t + s) f) memory for each
+    head. Packed sequences add O((t / chunk_size)^1.5 f e) time. A streamed step takes O(f e) time,
+    and the float32 state has O(f e) numbers. Most feature maps have f = d features.
+
+    With `position=Rotary()`, phi(q_t) and phi(k_s) are rotated in the numerator and not in the
+    normaliser (Su et al., 2021, equation 19). Weights can then be negative. Dropout acts on the
+    mixed values.
 
     Args:
-        num_heads, key_dim, *args, **kwargs: as `Attention`.
-        feature_map: phi: `"elu+1"`, `"relu"`, `"squared_relu"`, `"identity"`, `"taylor"` (f =
-            (d + 1) (d + 2) / 2), `DPFPFeatures(nu)` (2 d nu), `HedgehogFeatures()` (2 d, learned),
-            or a function `(b, t, h, d) -> (b, t, h, f)`, registered with Keras if the layer is to
-            be saved. With `"identity"` weights can be negative, and the output is large where
-            they nearly cancel.
-        chunk_size: steps per chunk of the causal form.
+        num_heads: int, h, the number of query heads.
+        key_dim: int, d, the size of a query or key head.
+        feature_map: phi, one of the names `"elu+1"`, `"relu"`, `"squared_relu"`, `"identity"` (all
+            with f = d) and `"taylor"` (f = (d + 1) (d + 2) / 2); or `DPFPFeatures(nu)` (f = 2 d nu)
+            or `HedgehogFeatures()` (f = 2 d, learned); or a function of a tensor `(b, t, h, d)`
+            that returns a tensor `(b, t, h, f)`. Register such a function with Keras to save the
+            layer. With `"identity"` weights can be negative, and the output is large where they
+            nearly cancel. Defaults to `"elu+1"`.
+        chunk_size: int, the number of steps in a chunk of the causal form. Defaults to `64`.
+        *args, **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads`
+            and `seed`.
+
+    Raises:
+        ValueError: If an argument has a value that is not listed, or for a `position` that is no
+            rotation.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn import LinearAttention
+    >>> layer = LinearAttention(num_heads=2, key_dim=4, feature_map="taylor")
+    >>> x = np.ones((1, 10, 8), "float32")
+    >>> tuple(layer(x, x, use_causal_mask=True).shape)
+    (1, 10, 8)
+
+    Reference:
+        - [Katharopoulos et al., 2020](https://arxiv.org/abs/2006.16236), equations 4-12
+        - [Su et al., 2021](https://arxiv.org/abs/2104.09864), equation 19
     """
 
     accepts_positions = ("rotation",)
     queries_are_independent = True
 
     def __init__(
-        self, num_heads, key_dim, *args, feature_map="elu+1", chunk_size=CHUNK_SIZE, **kwargs
+        self,
+        num_heads: int,
+        key_dim: int,
+        *args: Any,
+        feature_map: pointwise_features.FeatureMapName | FeatureMap | Callable[..., Any] = "elu+1",
+        chunk_size: int = CHUNK_SIZE,
+        **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         self.feature_map = feature_map = own_copy(feature_map, self.dtype_policy)
@@ -99,7 +140,7 @@ class LinearAttention(SumsAttention):
             **self._position_spec(),
         }
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         feature_map = self.feature_map
         if callable(feature_map):
             feature_map = keras.saving.serialize_keras_object(feature_map)

@@ -1,5 +1,9 @@
 """Softmax attention through landmarks."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import keras
 from keras import ops
 
@@ -8,49 +12,74 @@ from keras_cosattn.attention.base import Attention
 from keras_cosattn.ops import arrays
 from keras_cosattn.ops.nystrom import convolve_steps, nystrom_attention
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.attention.options import AttentionOptions
+
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class NystromAttention(Attention):
-    """Nystromformer: `softmax(q K~^T) pinv(softmax(Q~ K~^T)) softmax(Q~ k^T) v`.
+    """Nystromformer: softmax attention through landmarks, the means of groups of steps.
 
-    Q~ and K~ are means of runs of queries and of keys; all scores are divided by sqrt(d). Both
-    directions and cross, with a `position` that changes q and k; not causal, not packed, no
-    streams. With L landmarks O((t + s) L (d + e) + pinv_iterations L^3) time and
-    O((t + s) L + pinv_iterations L^2) memory per head; the convolution adds
+    `out = softmax(q K~^T) pinv(softmax(Q~ K~^T)) softmax(Q~ k^T) v`
+
+    Q~ and K~ are the means of L groups of queries and of keys, and all scores are divided by
+    sqrt(d). Of n valid steps, step i is averaged into landmark `floor(i L / n)`. If n < L, each
+    step is its own landmark, and the other landmarks do not exist. The result is then softmax
+    attention, as near as the iteration comes to the inverse. Weights can be negative.
+
+    The layer attends in both directions, also to other values (cross-attention), with a `position`
+    that changes q and k. It can neither be causal nor pack sequences nor stream. Dropout acts on
+    the mixed values: with dropped weights, the three factors would no longer cancel.
+
+    It takes O((t + s) L (d + e) + pinv_iterations L^3) time and
+    O((t + s) L + pinv_iterations L^2) memory for each head. The convolution adds
     O(t conv_kernel_size e) time.
 
-    Of n real steps, step i is averaged into landmark `floor(i L / n)`. If n < L each step is its
-    own landmark and the rest do not exist: the result is then softmax attention, as near as the
-    iteration comes to the inverse. Weights can be negative. Dropout acts on the mixed values:
-    dropped weights would no longer cancel in the product.
-    Xiong et al., 2021, eq. 13-17.
-
-    Where we leave the paper: n need not be a multiple of L, where the paper pads. The iteration
-    starts from the norms of each head's own matrix, as in the paper's text; its code takes the
-    largest of the batch, and so mixes the examples.
+    Where this differs from the paper: n need not be a multiple of L, where the paper adds padding.
+    The iteration starts from the norms of each head's own matrix, as in the paper's text. The
+    paper's code takes the largest norms of the batch, so that examples influence each other.
 
     Args:
-        num_heads, key_dim, *args, **kwargs: as `Attention`.
-        num_landmarks: L.
-        pinv_iterations: steps towards the Moore-Penrose inverse. Where landmarks are alike, more
-            come nearer to it, until about 16: then singular values that are but rounding are
-            inverted too.
-        conv_kernel_size: add a convolution of each head's values along time, over this odd number
-            of steps; for self-attention. None adds none. A step that is masked as a value gets
-            none.
+        num_heads: int, h, the number of query heads.
+        key_dim: int, d, the size of a query or key head.
+        num_landmarks: int, L, the number of landmarks. Defaults to `64`.
+        pinv_iterations: int, the number of iterations towards the Moore-Penrose inverse. If
+            landmarks are similar, more iterations come nearer to it, up to about 16. Beyond that,
+            singular values that are only rounding errors are inverted too. Defaults to `6`.
+        conv_kernel_size: odd int. If given, a convolution of each head's values along time, over
+            this number of steps, is added to the output. This is for self-attention only. A step
+            that is masked as a value gets no such term. Defaults to `None`, no convolution.
+        *args, **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads`
+            and `seed`.
+
+    Raises:
+        ValueError: If `conv_kernel_size` is even, or if a call asks for what the layer cannot do.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn import NystromAttention
+    >>> layer = NystromAttention(num_heads=2, key_dim=4, num_landmarks=4)
+    >>> x = np.ones((1, 10, 8), "float32")
+    >>> tuple(layer(x, x).shape)
+    (1, 10, 8)
+
+    Reference:
+        - [Xiong et al., 2021](https://arxiv.org/abs/2102.03902), equations 13-17
     """
 
     accepts_positions = ("rotation", "encoding")
 
     def __init__(
         self,
-        num_heads,
-        key_dim,
-        *args,
-        num_landmarks=64,
-        pinv_iterations=6,
-        conv_kernel_size=None,
-        **kwargs,
+        num_heads: int,
+        key_dim: int,
+        *args: Any,
+        num_landmarks: int = 64,
+        pinv_iterations: int = 6,
+        conv_kernel_size: int | None = None,
+        **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         self.num_landmarks = positive("num_landmarks", num_landmarks)
@@ -73,13 +102,13 @@ class NystromAttention(Attention):
             )
 
     @property
-    def cannot(self):
-        """What the layer refuses: use -> reason."""
+    def cannot(self) -> dict[str, str]:
+        """What the layer refuses, each with its reason."""
         reasons = {
-            "causal": "its landmarks are means over the whole sequence, the future too. Use "
+            "causal": "its landmarks are means over the whole sequence, also of the future. Use "
             "LinearAttention or SoftmaxAttention.",
             "packed": "its landmarks would mix the segments. Put each in a row of its own, padded.",
-            "stream": "each new step moves all landmarks.",
+            "stream": "each new step changes all landmarks.",
         }
         if self.conv_kernel_size is not None:
             reasons["cross"] = (
@@ -101,10 +130,10 @@ class NystromAttention(Attention):
         )
         if self.conv_kernel_size is not None:
             around = convolve_steps(v, ops.convert_to_tensor(self.conv_kernel), layout.key_mask)
-            mixed = mixed + arrays.each_head(around, self.num_heads // self.num_key_value_heads)
+            mixed = mixed + arrays.repeat_heads(around, self.num_heads // self.num_key_value_heads)
         return self.dropout_layer(mixed, training=training)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_landmarks": self.num_landmarks,

@@ -1,6 +1,9 @@
 """Performer: softmax attention estimated by random features."""
 
+from __future__ import annotations
+
 import random
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -11,37 +14,67 @@ from keras_cosattn.ops.chunked import CHUNK_SIZE
 from keras_cosattn.ops.linear import linear_attention, linear_weights
 from keras_cosattn.ops.random_features import orthogonal_projection
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.attention.options import AttentionOptions
+
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class PerformerAttention(SumsAttention):
-    """Attention by random features: `out_t = sum_s w_ts v_s / sum_s w_ts`.
+    """Performer: linear attention whose random features estimate softmax attention.
 
-    `w_ts = phi(q_t) . phi(k_s)` estimates `exp(q_t . k_s / sqrt(d))`, so this estimates softmax
-    attention, with an error that falls as `1 / sqrt(m)`. m directions w_i, normal and orthogonal in
-    blocks of d, are drawn once from `seed`. They are a weight, "projection" `(d, m)`, shared by the
-    heads, that is saved and exported but not trained. Longer q and k need more features: the
-    variance of a weight grows as `exp(|q + k|^2 / sqrt(d))`.
+    `out_t = sum_s w_ts v_s / sum_s w_ts`, with `w_ts = phi(q_t) . phi(k_s)`
 
-    Both directions, causal, cross, packed; positions that turn q and k (`Rotary`); streams without
-    end. O((t + s) m (d + e)) time and O((t + s) m) memory per head, packed another
-    O((t / chunk_size)^1.5 m e) time; a streamed step is O(m (d + e)), its float32 state O(m e).
-    Choromanski et al., 2021, lemma 1 and section 2.4; with `TrigonometricFeatures` Peng et al.,
-    2021, section 3.1, without its gate.
+    The mean of w_ts over the random draws is `exp(q_t . k_s / sqrt(d))`, and the error of the
+    estimate falls as `1 / sqrt(m)`. The features have m directions w_i, which are normal and
+    orthogonal in blocks of d. They are drawn once from `seed`, and all heads share them. They are
+    a weight "projection" `(d, m)` that is saved and exported, but not trained. Longer q and k need
+    more features, as the variance of a weight grows as `exp(|q + k|^2 / sqrt(d))`.
 
-    Where we leave the papers: the largest exponent of each row of queries is taken off, as in the
-    Performer's code, but not the largest of the keys: with it padding, the future and the cut into
-    pieces would count. The exponents of keys, `w_i . y - |y|^2 / 2` with `y = k / d^(1/4)`, are
-    held within -40 and 30 instead, where float32 holds all sums. So keys longer than about
-    `9 d^(1/4)` weigh more than they should. No small constant is added to the features. The sigma
-    of RFA is fixed, not learned, and its w_i are orthogonal too.
+    The layer attends in both directions or causally, also to other values (cross-attention) and
+    inside packed sequences. It takes positions that rotate q and k (`Rotary`), and streams without
+    end. Dropout acts on the mixed values.
+
+    It takes O((t + s) m (d + e)) time and O((t + s) m) memory for each head. Packed sequences add
+    O((t / chunk_size)^1.5 m e) time. A streamed step takes O(m (d + e)) time, and the float32 state
+    has O(m e) numbers.
+
+    Where this differs from the papers: the largest exponent of each row of queries is subtracted,
+    as in the Performer's code. The largest exponent of the keys is not subtracted, as results would
+    then depend on padding, on future steps and on how a stream is cut into pieces. Instead, the
+    exponents of keys, `w_i . y - |y|^2 / 2` with `y = k / d^(1/4)`, are clipped to the range from
+    -40 to 30, where float32 holds all sums. So keys longer than about `9 d^(1/4)` weigh more than
+    they should. No small constant is added to the features. The sigma of RFA (Peng et al., 2021)
+    is fixed, not learned, its w_i are orthogonal too, and its gate is left out.
 
     Args:
-        num_heads, key_dim, *args, **kwargs: as `Attention`.
-        num_random_features: m.
-        features: `PositiveFeatures()`, m features, or `TrigonometricFeatures(sigma)`, 2 m; None is
-            the former.
-        chunk_size: steps per chunk of the causal form.
-        seed: of the projection and of the dropout, an integer; None is another one each time.
+        num_heads: int, h, the number of query heads.
+        key_dim: int, d, the size of a query or key head.
+        num_random_features: int, m, the number of random directions. Defaults to `256`.
+        features: `PositiveFeatures()` (m features) or `TrigonometricFeatures(sigma)` (2 m
+            features). Defaults to `None`, which is `PositiveFeatures()`.
+        chunk_size: int, the number of steps in a chunk of the causal form. Defaults to `64`.
+        *args, **kwargs: Other arguments of `Attention`, such as `dropout` and
+            `num_key_value_heads`. `seed` is the integer seed of the projection and of the dropout.
+            Without it each layer draws another projection.
+
+    Raises:
+        ValueError: If `features` or `seed` has another type, or for a `position` that is no
+            rotation.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn import PerformerAttention
+    >>> layer = PerformerAttention(num_heads=2, key_dim=4, num_random_features=32, seed=0)
+    >>> x = np.ones((1, 10, 8), "float32")
+    >>> tuple(layer(x, x).shape)
+    (1, 10, 8)
+
+    Reference:
+        - [Choromanski et al., 2021](https://arxiv.org/abs/2009.14794), lemma 1 and section 2.4
+        - [Peng et al., 2021](https://arxiv.org/abs/2103.02143), section 3.1, for
+          `TrigonometricFeatures`
     """
 
     accepts_positions = ("rotation",)
@@ -49,13 +82,13 @@ class PerformerAttention(SumsAttention):
 
     def __init__(
         self,
-        num_heads,
-        key_dim,
-        *args,
-        num_random_features=256,
-        features=None,
-        chunk_size=CHUNK_SIZE,
-        **kwargs,
+        num_heads: int,
+        key_dim: int,
+        *args: Any,
+        num_random_features: int = 256,
+        features: PositiveFeatures | TrigonometricFeatures | None = None,
+        chunk_size: int = CHUNK_SIZE,
+        **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         self.num_random_features = positive("num_random_features", num_random_features)
@@ -82,11 +115,14 @@ class PerformerAttention(SumsAttention):
             autocast=False,
         )
 
-    def redraw(self, seed=None):
-        """Draw the projection anew, as for a layer of that seed. Streams then start afresh.
+    def redraw(self, seed: int | None = None) -> None:
+        """Draw a new projection, as for a layer with this seed.
 
-        Redrawing now and then while training improves the estimate over many steps (Choromanski
-        et al., 2021, section 4.2).
+        Reset all streams after a redraw. New projections during training improve the estimate over
+        many steps (Choromanski et al., 2021, section 4.2).
+
+        Args:
+            seed: int, the seed of the projection. Defaults to `None`, another one in each call.
         """
         self.projection.assign(self._draw(seed))
 
@@ -123,7 +159,7 @@ class PerformerAttention(SumsAttention):
         sums = (self.num_key_value_heads, size, self.value_dim + 1), self.sum_dtype
         return {"sums": sums, **self._position_spec()}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_random_features": self.num_random_features,

@@ -1,5 +1,9 @@
 """Attention to a segment and a memory of the steps before it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import keras
 from keras import ops
 
@@ -9,50 +13,73 @@ from keras_cosattn.ops import arrays, dense, timesteps
 from keras_cosattn.ops.memory_tokens import read_tokens, tokens_of_segments
 from keras_cosattn.ops.windows import window_attention, window_length
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.attention.options import AttentionOptions
+
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class RecurrentMemoryAttention(Attention):
-    """Softmax attention to the own segment, and to a memory of what came before it.
+    """Softmax attention to a segment and to a memory of the steps before it.
 
-    `out_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s` over `start_t - m <= s <= t`: C steps are a
-    segment, `start_t = C floor(t / C)` is where that of step t begins, m is the length of the
-    memory. Steps before `start_t` are memory, `k_s = W_k SG(x_s)`: the layer's inputs get no
-    gradient from it, its kernels do. So training is that of segments which are fed one after the
-    other, with all of them at once.
+    `out_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s` over `start_t - m <= s <= t`: a segment has
+    C steps, `start_t = C floor(t / C)` is the first step of the segment of t, and m is the length
+    of the memory. Steps before `start_t` are memory, `k_s = W_k SG(x_s)`: the layer's inputs get
+    no gradient from it, its kernels do. So training equals that of segments which are fed one
+    after the other, with all of them at once.
 
     Causal, cross, packed; streams without end. O(t (C + m) (d + e)) time and O(t (C + m)) memory
-    per head, twice that when packed; a memory has the projections of keys and values made twice,
-    in a stream in training only. A streamed step and its float32 state are O((C + m) (d + e)).
-    Dropout acts on the weights. Dai et al., 2019 (Transformer-XL), sections 3.2 and 3.3; its
-    positions are `position=TransformerXL()`.
-
-    Where we leave the paper: of the steps of earlier calls a stream keeps keys and values, where
-    the paper keeps the hidden states that they are projected from, and projects them again with
-    the kernels of today. In inference the numbers are the same. In training by pieces
-    (`CarriedState`) the kernels learn from the memory inside a piece only, so a piece should be
-    several segments long. Inside a stream gradients are stopped in training only
-    (`training=True`).
+    per head, twice that when packed. With a memory, keys and values are projected twice, in a
+    stream in training only. A streamed step and its float32 state are O((C + m) (d + e)). Dropout
+    is applied to the attention weights. The positions of Dai et al. are
+    `position=TransformerXL()`.
 
     With r memory tokens the steps of segment c also attend, in the same softmax, to the tokens
-    `M_c (r, m)` of the input's width, through the same projections. When the segment is finished
+    `M_c (r, m)` of the input's width, through the same projections. When the segment is finished,
     `M_(c+1) = N(M_c + A(M_c; [M_c, X_c]))`: A is the layer's attention of the tokens, without
     mask, to themselves and to the steps `X_c`; N divides each token by its root mean square; M_0
-    is learned. So what was long ago can be known, and gradients flow through the tokens from
-    segment to segment of a call. They stand at no position: no rotation, no bias. Attention
-    weights are those of the steps; the rest of a row is the tokens'. A segment's end costs
-    O(r (C + r) (d + e)) per head and the projections of r tokens, and comes after the one before
-    it; so much a streamed step costs, too. The state has `M (r, m)` more. Self-attention, not
-    packed. Bulatov et al., 2022 (Recurrent Memory Transformer), section 3.
+    is learned. So a step can use what was long ago, and gradients flow through the tokens from
+    segment to segment of a call. Tokens have no position: no rotation, no bias. The returned
+    attention weights are those of the steps; the rest of a row belongs to the tokens. The end of a
+    segment costs O(r (C + r) (d + e)) per head and the projections of r tokens, and segments are
+    computed one after the other; a streamed step has that cost, too. The state has `M (r, m)`
+    more. Memory tokens need self-attention without packing.
 
-    Where we leave that paper: its tokens pass with the segment through all layers of a
-    Transformer, and come from the last layer to the first. Here each layer has its own, which
-    never leave it; without N their sum would grow without end.
+    Where this differs from the papers: of the steps of earlier calls, a stream keeps keys and
+    values. Dai et al. keep the hidden states, and project them again with the current kernels. In
+    inference the numbers are the same. In training by pieces (`CarriedState`) the kernels learn
+    from the memory inside a piece only, so a piece should be several segments long. Inside a stream
+    gradients are stopped in training only (`training=True`). The tokens of Bulatov et al. pass with
+    the segment through all layers of a Transformer, and from the last layer to the first. Here
+    each layer has its own tokens, which never leave it; without N their sum would grow without end.
 
     Args:
-        num_heads, key_dim, *args, **kwargs: as `Attention`.
-        segment_length: C.
-        memory_length: m, in steps; 0 is a segment alone.
-        num_memory_tokens: r; with tokens the layer's output is as wide as its input.
+        num_heads: Integer, h, the number of query heads.
+        key_dim: Integer, d, the size of a query or key head.
+        segment_length: Integer, C, the number of steps in a segment. Defaults to `64`.
+        memory_length: Integer, m, in steps. With `0` a step attends to its segment alone.
+            Defaults to `64`.
+        num_memory_tokens: Integer, r. With tokens the layer's output must be as wide as its
+            input. Defaults to `0`, no tokens.
+        **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads` and
+            `seed`.
+
+    Raises:
+        ValueError: If there are memory tokens and `output_shape` is not the input's width.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn import RecurrentMemoryAttention
+    >>> layer = RecurrentMemoryAttention(num_heads=2, key_dim=4, segment_length=4, memory_length=4)
+    >>> x = np.ones((1, 10, 8), "float32")
+    >>> tuple(layer(x, x, use_causal_mask=True).shape)
+    (1, 10, 8)
+
+    Reference:
+        - [Dai et al., 2019 (Transformer-XL)](https://arxiv.org/abs/1901.02860), sections 3.2, 3.3
+        - [Bulatov et al., 2022 (Recurrent Memory Transformer)](https://arxiv.org/abs/2207.06881),
+          section 3
     """
 
     accepts_positions = ("rotation", "encoding", "bias")
@@ -60,13 +87,13 @@ class RecurrentMemoryAttention(Attention):
 
     def __init__(
         self,
-        num_heads,
-        key_dim,
-        *args,
-        segment_length=64,
-        memory_length=64,
-        num_memory_tokens=0,
-        **kwargs,
+        num_heads: int,
+        key_dim: int,
+        *args: Any,
+        segment_length: int = 64,
+        memory_length: int = 64,
+        num_memory_tokens: int = 0,
+        **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
@@ -93,7 +120,7 @@ class RecurrentMemoryAttention(Attention):
         )
 
     @property
-    def cannot(self):
+    def cannot(self) -> dict[str, str]:
         """What the layer refuses: use -> reason."""
         reasons = {
             "both ways": "its memory is of the past. Call it with `use_causal_mask=True`, or use "
@@ -118,7 +145,7 @@ class RecurrentMemoryAttention(Attention):
         return q, [k, self.key_dense(key)], [v, self.value_dense(value)]
 
     def _attend(self, q, k, v, layout, training, return_weights):
-        # Those of the memory are more heads, wherever the layer handles keys and values.
+        # Keys and values of the memory are additional heads of k and v.
         k, v = ops.concatenate(k, axis=2), ops.concatenate(v, axis=2)
         if self.num_memory_tokens == 0:
             return super()._attend(q, k, v, layout, training, return_weights)
@@ -129,7 +156,7 @@ class RecurrentMemoryAttention(Attention):
         if not return_weights:
             return mixed, None
         weights = self._implied_weights(
-            lambda each: share * self._mix(q, k, each, layout, False), v, layout
+            lambda values: share * self._mix(q, k, values, layout, False), v, layout
         )
         return mixed, weights
 
@@ -172,33 +199,33 @@ class RecurrentMemoryAttention(Attention):
             look_back=self.memory_length,
             causal=True,
             memory=memory,
-            place=self._encode_positions,
+            encode_positions=self._encode_positions,
             dropout=self._drop(training),
             **options,
         )
 
     def _with_tokens(self, of_steps, of_tokens):
-        """One softmax over steps and tokens, from those over each; and the steps' share of it."""
-        (mixed, total), (read, other) = of_steps, of_tokens
-        share = ops.expand_dims(ops.sigmoid(total - other), 3)
+        """One softmax over steps and tokens, from a softmax over each; and the steps' share."""
+        (mixed, steps_total), (read, tokens_total) = of_steps, of_tokens
+        share = ops.expand_dims(ops.sigmoid(steps_total - tokens_total), 3)
         return share * mixed + (1 - share) * read, share
 
     def _read_tokens(self, q, k, v, training, mask=None, state=None):
-        """What steps get from their segment's tokens, with log totals; the tokens they leave."""
+        """What steps read from their segment's tokens, with log totals; and the last tokens."""
         b, n, r = ops.shape(q)[0], self.num_key_value_heads, self.num_memory_tokens
         width = self.memory_tokens.shape[1]
         tokens = ops.broadcast_to(ops.reshape(self.memory_tokens, (1, -1)), (b, r * width))
         position = None
         if state is not None:
             position = state["position"]
-            new = ops.expand_dims(position == 0, 1)
-            tokens = ops.where(new, tokens, ops.reshape(state["tokens"], (b, r * width)))
-        found, tokens = tokens_of_segments(
-            self._rewritten, k[:, :, :n], v[:, :, :n], tokens,
+            is_first = ops.expand_dims(position == 0, 1)
+            tokens = ops.where(is_first, tokens, ops.reshape(state["tokens"], (b, r * width)))
+        of_segments, tokens = tokens_of_segments(
+            self._rewrite_tokens, k[:, :, :n], v[:, :, :n], tokens,
             size=self.segment_length, mask=mask, state=state,
         )  # fmt: skip
-        tokens_in_all = ops.shape(found)[1] * r
-        k, v = self._keys_and_values(ops.reshape(found, (b, tokens_in_all, width)))
+        token_count = ops.shape(of_segments)[1] * r
+        k, v = self._keys_and_values(ops.reshape(of_segments, (b, token_count, width)))
         read = read_tokens(
             q, k, v, size=self.segment_length, count=r, position=position,
             dropout=self._drop(training),
@@ -209,19 +236,19 @@ class RecurrentMemoryAttention(Attention):
         tokens = ops.cast(tokens, self.compute_dtype)
         return self.key_dense(tokens), self.value_dense(tokens)
 
-    def _rewritten(self, tokens, k, v, real):
+    def _rewrite_tokens(self, tokens, k, v, valid):
         """The tokens `(b, r * m)` after a segment of keys and values `(b, C, hk, ..)`."""
         r, width = self.memory_tokens.shape
         x = ops.reshape(tokens, (-1, r, width))
         own_k, own_v = self._keys_and_values(x)
         k = ops.concatenate([own_k, ops.cast(k, own_k.dtype)], axis=1)
         v = ops.concatenate([own_v, ops.cast(v, own_v.dtype)], axis=1)
-        seen = ops.concatenate([*[ops.ones_like(real[:, :1])] * r, real], axis=1)
-        seen = ops.expand_dims(ops.expand_dims(seen, 1), 1)
+        allowed = ops.concatenate([*[ops.ones_like(valid[:, :1])] * r, valid], axis=1)
+        allowed = ops.expand_dims(allowed, (1, 2))
         # XLA has no gradient of repeated key heads in a loop.
         group = self.num_heads // self.num_key_value_heads
         q = arrays.fold_groups(self.query_dense(ops.cast(x, self.compute_dtype)), group)
-        mixed = arrays.unfold_groups(dense.attend(q, k, v, seen)[0], group)
+        mixed = arrays.unfold_groups(dense.attend(q, k, v, allowed)[0], group)
         new = self.output_dense(self._gated(x, mixed))
         return ops.reshape(_unit_scale(x + ops.cast(new, x.dtype)), ops.shape(tokens))
 

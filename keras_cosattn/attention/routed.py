@@ -1,69 +1,100 @@
-"""Several attention layers side by side, and for each step how much of each."""
+"""A weighted sum of several attention layers, with learned weights for each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
 from keras_cosattn import scope
 from keras_cosattn.attention.arguments import not_negative, positive
-from keras_cosattn.attention.base import Attention
+from keras_cosattn.attention.base import Attention, Tensor
 from keras_cosattn.attention.call_inputs import check_shapes, read_call
 from keras_cosattn.attention.refusals import check_use
 from keras_cosattn.ops import arrays
 from keras_cosattn.ops import route as routing
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class RoutedAttention(Attention):
     """Routed attention: `out_t = sum_p r_tp path_p(x)_t`, `r_t = softmax(x_t W_r)`.
 
-    Each path is an attention layer of this package with its own projections; W_r is `(m, p)` and
-    reads the query. Both directions, causal, cross, packed and streams as far as every path can.
-    Time, memory and state are the sum of the paths', and O(t p m) for the routing. Also with
-    `top_k`: every path is computed for every step, so it saves no time.
+    Each path is an attention layer of this package with its own projections. W_r is `(m, p)` and
+    is applied to the query. Both directions, causal, cross, packed and streams, if every path can.
+    Time, memory and state are the sums of those of the paths, and O(t p m) for the routing. With
+    `top_k`, too, every path is computed for every step, so it saves no time.
 
-    With `routing_iterations` the weights are routed by agreement: the paths' outputs u_p that
-    point where the weighted sum points get more weight. Sabour et al., 2017, procedure 1.
-    With `top_k` each step keeps its k largest weights, renormalised (Shazeer et al., 2017, eq. 3
-    and 5).
-    With `load_balancing` training adds the loss `load_balancing p sum_p f_p P_p`, f_p the share of
-    steps whose (k) largest weights have path p, P_p its mean weight before `top_k`; padding does
-    not count (Fedus et al., 2022, eq. 4).
+    With `routing_iterations` the weights are routed by agreement: a path gets more weight if its
+    output u_p has the direction of the weighted sum (Sabour et al.). With `top_k` each step keeps
+    its k largest weights, renormalised (Shazeer et al.). With `load_balancing` training adds the
+    loss `load_balancing p sum_p f_p P_p` (Fedus et al.): f_p is the share of the steps that have
+    path p among their (k) largest weights, and P_p is its mean weight before `top_k`. Masked steps
+    do not count.
 
-    Where we leave the papers: one capsule is routed to, so the softmax runs over the paths, which
-    are the lower capsules; logits start at `x W_r`, not at zero; the output is the sum itself, not
-    squashed. The softmax of `top_k` is taken before the choice and without noise.
+    The weights of `return_attention_scores` are `sum_p r_tp W_p`, for each head. They do not mix
+    the values to the output, because each path has its own values and output projection, and the
+    same head of two paths has nothing in common.
 
-    The weights of `return_attention_scores` are `sum_p r_tp W_p`, head by head: how much each
-    step looks at each other. They do not mix the values to the output, for each path has values
-    and an output projection of its own, and the heads of two paths have nothing in common.
+    Where this differs from the papers: there is one upper capsule, so the softmax runs over the
+    paths, which are the lower capsules; logits start at `x W_r`, not at zero; the output is the
+    sum itself, without the squashing function. The softmax of `top_k` is taken before the choice
+    and without noise.
 
     Args:
-        paths: attention layers with the same `num_heads` and `output_shape`. The layer makes its
-            own copies from their configs. What they share with `Attention` (dropout, sizes,
-            initializers) is given to each of them.
-        routing_iterations: rounds of routing by agreement.
-        top_k: paths that each step keeps; None is all.
-        load_balancing: coefficient of the loss; 0 is none.
-        route_initializer: of W_r.
-        **kwargs: as `keras.layers.Layer`.
+        paths: List of attention layers with the same `num_heads` and `output_shape`. The layer
+            makes its own copies from their configs. The arguments of `Attention` (dropout, sizes,
+            initializers) are given to each of them.
+        routing_iterations: Integer, the number of rounds of routing by agreement. Defaults to `0`.
+        top_k: Integer, the number of paths that each step keeps. Defaults to `None`, all.
+        load_balancing: Float, the coefficient of the loss. Defaults to `0.0`, no loss.
+        route_initializer: Initializer of W_r. Defaults to `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
-        return_route_weights: also return the route weights `(b, t, p)`, last.
+        return_route_weights: Boolean, whether to return the route weights `(b, t, p)`, too, as the
+            last output. Defaults to `False`.
+
+    Raises:
+        ValueError: If the paths do not agree in `num_heads` and `output_shape`, if `top_k` is
+            larger than the number of paths, or if an argument of the paths is given to this layer.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn import LinearAttention, RoutedAttention, SegmentedAttention
+    >>> paths = [LinearAttention(2, 4), SegmentedAttention(2, 4, segment_length=4)]
+    >>> layer = RoutedAttention(paths, top_k=1)
+    >>> x = np.ones((1, 10, 8), "float32")
+    >>> tuple(layer(x, x).shape)
+    (1, 10, 8)
+    >>> tuple(layer.route_weights(x).shape)
+    (1, 10, 2)
+
+    Reference:
+        - [Sabour et al., 2017](https://arxiv.org/abs/1710.09829), procedure 1
+        - [Shazeer et al., 2017](https://arxiv.org/abs/1701.06538), equations 3 and 5
+        - [Fedus et al., 2022 (Switch Transformer)](https://arxiv.org/abs/2101.03961), equation 4
     """
 
     def __init__(
         self,
-        paths,
+        paths: Sequence[Attention | dict[str, Any]],
         *,
-        routing_iterations=0,
-        top_k=None,
-        load_balancing=0.0,
-        route_initializer="glorot_uniform",
-        **kwargs,
+        routing_iterations: int = 0,
+        top_k: int | None = None,
+        load_balancing: float = 0.0,
+        route_initializer: Any = "glorot_uniform",
+        **kwargs: Unpack[LayerOptions],
     ):
-        paths = [_as_layer(path) for path in paths]
-        _check_paths(paths, kwargs)
-        first = paths[0]
+        layers = [_as_layer(path) for path in paths]
+        _check_paths(layers, kwargs)
+        first = layers[0]
         super().__init__(
             first.num_heads,
             first.key_dim,
@@ -73,10 +104,10 @@ class RoutedAttention(Attention):
             attention_axes=first.attention_axes,
             **kwargs,
         )
-        if top_k is not None and positive("top_k", top_k) > len(paths):
+        if top_k is not None and positive("top_k", top_k) > len(layers):
             raise ValueError(
                 "`top_k` must be at most the number of paths. "
-                f"Received: top_k={top_k}, {len(paths)} paths"
+                f"Received: top_k={top_k}, {len(layers)} paths"
             )
         if load_balancing < 0:
             raise ValueError(
@@ -89,9 +120,9 @@ class RoutedAttention(Attention):
         own = {"dtype": self.dtype_policy, "attention_axes": None}  # paths get `(b, t, m)`
         self.paths = [
             type(path).from_config({**path.get_config(), **own, "name": f"path_{i}"})
-            for i, path in enumerate(paths)
+            for i, path in enumerate(layers)
         ]
-        # Now, for the config of a built layer says more.
+        # Taken before the build, because the config of a built layer has more entries.
         self._path_configs = [keras.saving.serialize_keras_object(path) for path in self.paths]
         for config in self._path_configs:
             config["config"]["attention_axes"] = self.attention_axes
@@ -110,9 +141,9 @@ class RoutedAttention(Attention):
         )
 
     @property
-    def cannot(self):
+    def cannot(self) -> dict[str, str]:
         """What the layer refuses, because one of its paths does: use -> reason."""
-        refused = {}
+        refused: dict[str, str] = {}
         for i, path in enumerate(self.paths):
             for use, reason in path.cannot.items():
                 refused.setdefault(use, f"its path {i}, {type(path).__name__}: {reason}")
@@ -120,19 +151,19 @@ class RoutedAttention(Attention):
 
     def call(
         self,
-        query,
-        value,
-        key=None,
-        query_mask=None,
-        value_mask=None,
-        key_mask=None,
-        attention_mask=None,
-        return_attention_scores=False,
-        training=None,
-        use_causal_mask=False,
-        segment_ids=None,
-        return_route_weights=False,
-    ):
+        query: Tensor,
+        value: Tensor,
+        key: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        value_mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+        segment_ids: Tensor | None = None,
+        return_route_weights: bool = False,
+    ) -> Tensor:
         inputs = read_call(
             self, query, value, key, query_mask, value_mask, key_mask, attention_mask,
             use_causal_mask, segment_ids,
@@ -141,7 +172,7 @@ class RoutedAttention(Attention):
         check_use(self, layout, return_attention_scores)
         watch = scope.watching()
         with_scores = return_attention_scores or watch is not None
-        found = [
+        of_paths = [
             path(
                 query,
                 inputs.value,
@@ -156,14 +187,14 @@ class RoutedAttention(Attention):
             )
             for path in self.paths
         ]
-        outputs = [y[0] if with_scores else y for y in found]
+        outputs = [y[0] if with_scores else y for y in of_paths]
         outputs = ops.stack([arrays.accumulate(y) for y in outputs], axis=2)  # (b, t, p, m)
         routes = self._route(query, outputs, layout.query_mask, training)
         returned = [inputs.unfold(routing.mix(routes, outputs))]
         if with_scores:
             weights = sum(
                 ops.expand_dims(routes[..., p], (1, 3)) * arrays.accumulate(w)
-                for p, (_, w) in enumerate(found)
+                for p, (_, w) in enumerate(of_paths)
             )
         if watch is not None:
             watch(self, ops.cast(weights, self.compute_dtype))
@@ -171,14 +202,19 @@ class RoutedAttention(Attention):
             returned.append(inputs.unfold_scores(weights))
         if return_route_weights:
             returned.append(inputs.unfold(routes))
-        returned = tuple(ops.cast(x, self.compute_dtype) for x in returned)
-        return returned if len(returned) > 1 else returned[0]
+        cast = tuple(ops.cast(x, self.compute_dtype) for x in returned)
+        return cast if len(cast) > 1 else cast[0]
 
-    def route_weights(self, query, value=None, **masks):
-        """The weight of each path for each step, `(b, t, p)`, that sum to one.
+    if TYPE_CHECKING:
+        __call__ = call
+
+    def route_weights(self, query: Tensor, value: Tensor | None = None, **masks: Any) -> Tensor:
+        """Return the weight of each path for each step, `(b, t, p)`. A step's weights sum to one.
 
         Args:
-            query, value, **masks: as in a call; without value, self-attention.
+            query: Tensor `(b, t, m)`.
+            value: Tensor `(b, s, m')`. Defaults to `query`.
+            **masks: Other call arguments.
         """
         value = query if value is None else value
         return self(query, value, return_route_weights=True, **masks)[-1]
@@ -194,7 +230,7 @@ class RoutedAttention(Attention):
     def get_config(self):
         return {
             **keras.layers.Layer.get_config(self),
-            "num_heads": self.num_heads,  # what blocks ask of an attention layer
+            "num_heads": self.num_heads,  # blocks read it from the config of an attention layer
             "paths": self._path_configs,
             "routing_iterations": self.routing_iterations,
             "top_k": self.top_k,
@@ -207,7 +243,7 @@ class RoutedAttention(Attention):
         return super().from_config({k: v for k, v in config.items() if k != "num_heads"})
 
     def _route(self, query, outputs, mask, training):
-        """The route weights `(b, t, p)`, and in training their loss."""
+        """Return the route weights `(b, t, p)`. In training, add their loss."""
         x = arrays.zero_masked(arrays.accumulate(query), mask)
         logits = ops.matmul(x, arrays.accumulate(self.route_kernel))
         routes = routing.route(logits, outputs, self.routing_iterations)
@@ -221,7 +257,7 @@ def _as_layer(path):
     return keras.saving.deserialize_keras_object(path) if isinstance(path, dict) else path
 
 
-def _check_paths(paths, others):
+def _check_paths(paths, options):
     if not paths or not all(isinstance(path, Attention) for path in paths):
         raise ValueError(
             "`paths` must be attention layers of keras_cosattn, such as "
@@ -233,17 +269,17 @@ def _check_paths(paths, others):
         "attention_axes": "attention_axes",
     }
     for name, attribute in names.items():
-        found = [getattr(path, attribute) for path in paths]
-        if len(set(found)) > 1:
-            raise ValueError(f"The paths must agree in `{name}`. Received: {name}={found}")
+        values = [getattr(path, attribute) for path in paths]
+        if len(set(values)) > 1:
+            raise ValueError(f"The paths must agree in `{name}`. Received: {name}={values}")
     if len(paths[0].output_sizes or ()) > 1:
         raise ValueError(
             "The outputs of the paths must have one axis of features. "
             f"Received: output_shape={paths[0].output_sizes}"
         )
-    theirs = set(others) & (set(Attention(1, 1).get_config()) - {"name", "trainable", "dtype"})
-    if theirs:
+    of_paths = set(options) & (set(Attention(1, 1).get_config()) - {"name", "trainable", "dtype"})
+    if of_paths:
         raise ValueError(
-            f"What a path computes is given to the path. Received: {sorted(theirs)}, which "
-            "RoutedAttention itself does not take."
+            "RoutedAttention does not take the arguments of its paths. Give them to each path. "
+            f"Received: {sorted(of_paths)}"
         )

@@ -1,6 +1,9 @@
 """Softmax attention inside segments."""
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 from keras import ops
@@ -10,49 +13,77 @@ from keras_cosattn.attention.base import Attention
 from keras_cosattn.ops import segmented, timesteps
 from keras_cosattn.ops.windows import window_attention, window_length
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from keras_cosattn.attention.options import AttentionOptions
+
 SUMMARIES = (None, "mean", "attention")
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class SegmentedAttention(Attention):
-    """Softmax attention to the own segment, the segments near it, and summaries of all others.
+    """Softmax attention to a segment, the segments near it, and summaries of all others.
 
-    `out_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s` over the steps s that t sees: those of its
-    segment of C steps, of the w segments before it and of the w after it; if causal, of those only
-    `s <= t`. With w = 0 segments know nothing of each other; with w > 0 the views overlap: a
-    sliding window that moves by segments.
+    `out_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s` over the steps s that t attends to: those of
+    its segment of C steps, of the w segments before it and of the w segments after it. If causal,
+    only steps `s <= t`. With w = 0 no information passes between segments. With w > 0 the windows
+    overlap: a sliding window that moves by segments.
 
-    With `summaries` every other segment j stands in the same softmax as one step, with the key
+    With `summaries`, each other segment j is one more step of the same softmax, with the key
     `sum_s a_s k_s`, the value `sum_s a_s v_s` and the score `q_t . key_j / sqrt(d) + log c_j`, of
     its c_j steps s. `a_s` is `1 / c_j` ("mean"), or `softmax_s(u . k_s / sqrt(d))` with a learned
-    u for each key head ("attention"). So every step reaches every step; if causal, every step of
-    the past, through finished segments. A summary has the position of its middle step.
+    u for each key head ("attention"). So every step reaches every step. If causal, it reaches every
+    step of the past, through finished segments. A summary has the position of its middle step.
 
-    Both directions, causal, cross (queries and keys of the same positions meet), packed. With
-    S = (2 w + 1) C, if causal (w + 1) C: O(t S (d + e)) time and O(t S) memory per head. Streams
-    without end: a step costs O(S (d + e)), the float32 state is as large. The summaries add
-    O(t (s / C) (d + e)) time and O(t (s / C) (1 + (d + e) / C)) memory: with C = sqrt(s) it is
-    O(t sqrt(s) (d + e)) in all. A stream then keeps a summary of each finished segment, for
-    `max_length` steps, O((max_length / C) (d + e)) per step and in state. More steps raise
-    ValueError, or fail an assertion in a TensorFlow graph; under XLA segments beyond them get no
-    summary. Dropout acts on the weights.
+    Both directions, causal, cross (queries attend to keys around the same positions), packed. With
+    S = (2 w + 1) C, if causal (w + 1) C, the cost is O(t S (d + e)) time and O(t S) memory per
+    head. Streams without end: a step costs O(S (d + e)), and the float32 state has that size. The
+    summaries add O(t (s / C) (d + e)) time and O(t (s / C) (1 + (d + e) / C)) memory; with
+    C = sqrt(s) the total is O(t sqrt(s) (d + e)). A stream then keeps a summary of each finished
+    segment, for `max_length` steps: O((max_length / C) (d + e)) per step and in the state. More
+    steps raise ValueError, or fail an assertion in a TensorFlow graph; under XLA the segments
+    beyond them get no summary. Dropout is applied to the attention weights.
 
-    Liu et al., 2018, section 4.2.4 (segments alone: "local attention"); Beltagy et al., 2020
-    (Longformer), section 3.1 (windows that overlap); Zhu et al., 2021 (Long-Short
-    Transformer): window and summaries in one softmax.
-
-    Where we leave the papers: windows move by segments, so that blocks are dense; the long range
-    has one summary of each segment, pooled from its own steps with weights that sum to one, where
-    Zhu et al. learn several of the whole sequence. `log c` lets a summary weigh as much as c steps
-    of its key would; it is "proportional attention", Bolya et al., 2023 (Token Merging), eq. 1.
+    Where this differs from the papers: windows move by segments, so that blocks are dense. The
+    long range has one summary of each segment, pooled from its own steps with weights that sum to
+    one, where Zhu et al. learn several of the whole sequence. With `log c` a summary weighs as
+    much as c steps with its key; Bolya et al. call this "proportional attention".
 
     Args:
-        num_heads, key_dim, *args, **kwargs: as `Attention`.
-        segment_length: C.
-        look_back: w, in segments; both ways the view goes as far ahead.
-        summaries: None, "mean" or "attention".
-        max_length: steps that a stream can hold, with `summaries`; None cannot stream with them.
-            Without them streams have no end. Whole sequences may have any length.
+        num_heads: Integer, h, the number of query heads.
+        key_dim: Integer, d, the size of a query or key head.
+        segment_length: Integer, C, the number of steps in a segment. Defaults to `64`.
+        look_back: Integer, w, in segments. Without `use_causal_mask`, the window has as many
+            segments ahead. Defaults to `0`.
+        summaries: `None`, `"mean"` or `"attention"`. Defaults to `None`, no summaries.
+        max_length: Integer, the number of steps that a stream with `summaries` can hold. With
+            `None` the layer cannot stream with them. Without `summaries` a stream has no end, and
+            `max_length` must be `None`. Whole sequences may have any length. Defaults to `None`.
+        **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads` and
+            `seed`.
+
+    Raises:
+        ValueError: If `summaries` is none of its choices, or if `max_length` is given without
+            `summaries`.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn import SegmentedAttention
+    >>> layer = SegmentedAttention(num_heads=2, key_dim=4, segment_length=4, summaries="mean")
+    >>> x = np.ones((1, 10, 8), "float32")
+    >>> tuple(layer(x, x, use_causal_mask=True).shape)
+    (1, 10, 8)
+
+    Reference:
+        - [Liu et al., 2018](https://arxiv.org/abs/1801.10198), section 4.2.4, "local attention":
+          segments alone
+        - [Beltagy et al., 2020 (Longformer)](https://arxiv.org/abs/2004.05150), section 3.1:
+          windows that overlap
+        - [Zhu et al., 2021 (Long-Short Transformer)](https://arxiv.org/abs/2107.02192): window and
+          summaries in one softmax
+        - [Bolya et al., 2023 (Token Merging)](https://arxiv.org/abs/2210.09461), equation 1:
+          the score's `log c`
     """
 
     accepts_positions = ("rotation", "encoding", "bias")
@@ -60,14 +91,14 @@ class SegmentedAttention(Attention):
 
     def __init__(
         self,
-        num_heads,
-        key_dim,
-        *args,
-        segment_length=64,
-        look_back=0,
-        summaries=None,
-        max_length=None,
-        **kwargs,
+        num_heads: int,
+        key_dim: int,
+        *args: Any,
+        segment_length: int = 64,
+        look_back: int = 0,
+        summaries: Literal["mean", "attention"] | None = None,
+        max_length: int | None = None,
+        **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
@@ -97,7 +128,7 @@ class SegmentedAttention(Attention):
             )
 
     @property
-    def cannot(self):
+    def cannot(self) -> dict[str, str]:
         """What the layer refuses: use -> reason."""
         if self.summaries is None or self.max_length is not None:
             return {}
@@ -152,7 +183,7 @@ class SegmentedAttention(Attention):
             size=self.segment_length,
             look_back=reach,
             look_ahead=reach,
-            place=None if self.position is None else self._encode_positions,
+            encode_positions=None if self.position is None else self._encode_positions,
             dropout=self._drop(training),
             **options,
         )

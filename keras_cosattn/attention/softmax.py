@@ -1,4 +1,6 @@
-"""Softmax attention: what the others are measured against."""
+"""Softmax attention, the exact form that the other layers replace."""
+
+from __future__ import annotations
 
 import keras
 from keras import ops
@@ -9,17 +11,38 @@ from keras_cosattn.ops import arrays, dense, timesteps
 
 @keras.saving.register_keras_serializable("keras_cosattn")
 class SoftmaxAttention(CachedAttention):
-    """Softmax attention: `out_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s`.
+    """Softmax attention with the interface of the other layers of this package.
 
-    Both directions, causal, cross, packed, with any `attention_mask` and any `position`.
-    O(t s (d + e)) time and O(t s) memory per head. Streams with a cache of `max_length` steps: a
-    step costs O(max_length (d + e)), and the float32 state is as large.
-    Dropout acts on the weights. Vaswani et al., 2017, eq. 1.
+    `out_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s`
+
+    The layer attends in both directions or causally, also to other values (cross-attention) and
+    inside packed sequences. It takes any `attention_mask` and any `position`. Dropout acts on the
+    weights.
+
+    It takes O(t s (d + e)) time and O(t s) memory for each head. A stream keeps the keys and values
+    of `max_length` steps: a step takes O(max_length (d + e)) time, and the float32 state has as
+    many numbers. More steps raise ValueError, or fail an assertion in a TensorFlow graph. Under XLA
+    the steps beyond are not stored, and attend to the stored ones.
 
     Args:
-        num_heads, key_dim, **kwargs: as `Attention`.
-        max_length: steps that a stream can hold; None cannot stream. Whole sequences may have any
-            length.
+        num_heads: int, h, the number of query heads.
+        key_dim: int, d, the size of a query or key head.
+        max_length: int, the number of steps that a stream can hold. A layer without it cannot
+            stream. A whole sequence may have any length. Defaults to `None`.
+        *args, **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads`
+            and `seed`.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn import SoftmaxAttention
+    >>> layer = SoftmaxAttention(num_heads=2, key_dim=4, num_key_value_heads=1)
+    >>> x = np.ones((1, 10, 8), "float32")
+    >>> output, weights = layer(x, x, return_attention_scores=True)
+    >>> tuple(output.shape), tuple(weights.shape)
+    ((1, 10, 8), (1, 2, 10, 10))
+
+    Reference:
+        - [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), equation 1
     """
 
     accepts_attention_mask = True
@@ -35,7 +58,7 @@ class SoftmaxAttention(CachedAttention):
         )
         return dense.attend(q, k, v, allowed, self._drop(training), bias)
 
-    def _mix_past(self, q, past, positions, training):
+    def _attend_to_cache(self, q, past, positions, training):
         slots = ops.expand_dims(ops.arange(self.max_length, dtype="int32"), 0)
         q, k, bias = self._encode_positions(q, past["key"], positions, slots)
         allowed = ops.expand_dims(positions, (1, 3)) >= slots

@@ -1,4 +1,4 @@
-"""Attention whose past is a sum of constant size: the base of the linear variants."""
+"""The base of the linear layers, whose past is a sum of constant size."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from keras_cosattn.scope import Stream
 
 
 class SumsAttention(Attention):
-    """Base of the linear layers. Dropout acts on the mixed values: there are no weights to drop.
+    """Base class of the linear layers.
 
-    A variant fills in `_sums`, `_weights` and `_state_spec`, and sets `limit` where its streams
-    have an end. `bounded` says that its sums run over a bounded number of steps: the state of all
-    others has a "count" of the steps in a stream of means.
+    Dropout acts on the mixed values, as the weights are never computed. A subclass overrides
+    `_sums`, `_weights` and `_state_spec`. It sets `limit` if its streams have an end, and `bounded`
+    if its sums run over a bounded number of steps. The state of all other layers has a "count" of
+    the steps in a stream that keeps means.
     """
 
     limit: int | None = None
     bounded = False
 
     def _sums(self, q, k, v, layout, state):
-        """`(b, t, h, e)` and the new state; `state` is None for a whole sequence."""
+        """Return `(b, t, h, e)` and the new state. `state` is None for a whole sequence."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_sums`.")
 
     def _weights(self, q, k, layout):
-        """The weights that `_sums` implies, `(b, h, t, s)`."""
+        """Return the weights `(b, h, t, s)` that `_sums` implies."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_weights`.")
 
     def _state_spec(self):
-        """Name -> (shape without the batch axis, dtype) of the state."""
+        """Return the shape (without the batch axis) and the dtype of each entry of the state."""
         raise NotImplementedError(f"{type(self).__name__} must fill in `_state_spec`.")
 
     def _apply_rotation(self, q, k, layout, state):
-        """Queries and keys with an encoding's positions in them, and the state to go on from.
+        """Return the rotated queries and keys, and the state of the positions.
 
-        For the variants that accept encodings, to call in `_sums` and `_weights`. Their state then
-        has the entries of `_position_spec`.
+        Subclasses that accept a `position` call it in `_sums` and `_weights`. Their state then has
+        the entries of `_position_spec`.
         """
         if self.position is None:
             return q, k, {}
@@ -52,7 +53,7 @@ class SumsAttention(Attention):
         return q, k, {"position": timesteps.advance(start, t, layout.query_mask)}
 
     def _position_spec(self):
-        """What `_apply_rotation` keeps: how many steps there have been."""
+        """Return the entries of the state for `_apply_rotation`: the number of earlier steps."""
         return {} if self.position is None else {"position": ((), "int32")}
 
     def _wants_valid_first(self, layout: CallLayout) -> bool:

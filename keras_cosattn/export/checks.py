@@ -1,104 +1,163 @@
-"""A file beside the model it came from: on the same inputs, how far apart are they?"""
+"""The comparison of a file with its model on the same inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from keras_cosattn import probe
-from keras_cosattn.export.plan import CHECKED_BATCH
+from keras_cosattn.export import check_inputs
+from keras_cosattn.export.check_inputs import Arrays, StreamPiece
+from keras_cosattn.export.export_plan import ExportPlan
 
 BEST_SQNR = 200.0
-"""dB; what no difference at all is called, so that it can be written as a number."""
+"""dB. The SQNR of equal numbers, which must be a number in the description of a file."""
+
+Run = Callable[[str, Arrays], Arrays]
+"""A file as a function of the name of a signature and its inputs."""
+
+Pairs = Sequence[tuple[Arrays, Arrays]]
+"""Expected and found outputs of several calls."""
 
 
-def compare(plan, run):
-    """Signature -> largest relative difference, and signature -> SQNR in dB.
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How far a file is from its model.
+
+    Attributes:
+        differences: The name of each signature and the largest relative difference.
+        sqnr: The name of each signature and its signal to quantisation noise ratio in dB.
+    """
+
+    differences: dict[str, float]
+    sqnr: dict[str, float]
+
+
+def compare(plan: ExportPlan, run: Run) -> Comparison:
+    """Run every signature of a file and compare its outputs with those of the model.
 
     Args:
-        plan: a `Plan`.
-        run: function `(signature, inputs) -> outputs`, the file.
+        plan: What the file holds.
+        run: The file as a function.
     """
-    found = {}
+    found: dict[str, list[tuple[Arrays, Arrays]]] = {}
     if "serve" in plan.functions:
-        found["serve"] = [(expected, run("serve", x)) for x, expected in plan.wholes()]
+        calls = check_inputs.whole_checks(plan)
+        found["serve"] = [(expected, run("serve", x)) for x, expected in calls]
     if "serve_text" in plan.functions:
-        texts, expected = plan.texts()
+        texts, expected = check_inputs.text_check(plan)
         found["serve_text"] = [(expected, run("serve_text", texts))]
     if plan.streamed:
-        pieces, inputs, whole = plan.streams()
-        for name, start, end, outputs in streamed(plan, run, pieces, inputs):
+        pieces, inputs, whole = check_inputs.stream_check(plan)
+        for (name, start, end), outputs in run_stream(plan, run, pieces, inputs):
             expected = {key: y[:, start:end] for key, y in whole.items()}
             found.setdefault(name, []).append((expected, outputs))
-    differences = {name: largest_difference(pairs) for name, pairs in found.items()}
-    return differences, {name: sqnr(pairs) for name, pairs in found.items()}
+    return Comparison(
+        {name: largest_difference(pairs) for name, pairs in found.items()},
+        {name: sqnr(pairs) for name, pairs in found.items()},
+    )
 
 
-def streamed(plan, run, pieces, inputs):
-    """Run the pieces one after the other: yields each with its outputs."""
-    for name, start, end in pieces:
+def run_stream(
+    plan: ExportPlan, run: Run, pieces: Iterable[StreamPiece], inputs: Arrays
+) -> Iterator[tuple[StreamPiece, Arrays]]:
+    """Run the pieces of a stream one after the other, and yield each with its outputs."""
+    state: Arrays = {}
+    for piece in pieces:
+        name, start, end = piece
         if start == 0:
             state = _begin(plan, run)
         outputs = run(name, {**{key: x[:, start:end] for key, x in inputs.items()}, **state})
         state = {key: outputs.pop(key) for key in state}
-        yield name, start, end, outputs
+        yield piece, outputs
 
 
-def _begin(plan, run):
+def _begin(plan: ExportPlan, run: Run) -> Arrays:
     """The state of a new stream."""
-    if plan.state_form == "variables":
+    if plan.options.state_form == "variables":
         run("reset", {})
         return {}
     if "init" not in plan.functions:
-        return plan.zero_state()
-    return run("init", {"batch_size": np.int32(CHECKED_BATCH)} if plan.batch_size is None else {})
+        return check_inputs.first_state(plan)
+    if plan.options.batch_size is not None:
+        return run("init", {})
+    return run("init", {"batch_size": np.array(check_inputs.CHECKED_BATCH, "int32")})
 
 
-def largest_difference(pairs):
-    """Relative to the largest number expected; NaN if one is NaN and the other is not.
+def largest_difference(pairs: Pairs) -> float:
+    """The largest difference, relative to the largest finite number that is expected.
 
-    Args:
-        pairs: list of (expected, found), both dicts name -> array.
+    NaN if a number that is not finite differs.
     """
     worst = 0.0
     for name in pairs[0][0]:
-        scale = max(1e-6, *(_largest(np.nan_to_num(expected[name])) for expected, _ in pairs))
+        scale = max(1e-6, *(_largest(_finite(expected[name])) for expected, _ in pairs))
         for expected, found in pairs:
             worst = np.maximum(worst, _largest(_difference(expected[name], found[name])) / scale)
     return float(worst)
 
 
-def sqnr(pairs):
-    """`10 log10(sum y^2 / sum (y - y')^2)` in dB; NaN if one is NaN and the other is not."""
+def sqnr(pairs: Pairs) -> float:
+    """`10 log10(sum y^2 / sum (y - y')^2)` in dB; NaN if a number that is not finite differs."""
     signal = noise = 0.0
     for expected, found in pairs:
         for name, y in expected.items():
-            signal += np.nansum(np.square(y, dtype="float64"))
+            signal += np.sum(np.square(_finite(y), dtype="float64"))
             noise += np.sum(np.square(_difference(y, found[name]), dtype="float64"))
     if noise <= signal * 10 ** (-BEST_SQNR / 10):
         return BEST_SQNR
     return float(10 * np.log10(signal / noise)) if signal else -BEST_SQNR
 
 
-def _difference(x, y):
-    return np.where(np.isnan(x) & np.isnan(y), 0, x - y)
+def _difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """`x - y`, zero where both are NaN or the same infinity, NaN where one is not finite."""
+    same = (x == y) | (np.isnan(x) & np.isnan(y))
+    finite = np.isfinite(x) & np.isfinite(y)
+    difference = np.where(finite, x, 0) - np.where(finite, y, 0)
+    return np.where(same | finite, np.where(same, 0, difference), np.nan)
 
 
-def _largest(x):
+def _finite(x: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(x), x, 0)
+
+
+def _largest(x: np.ndarray) -> float:
     return float(np.max(np.abs(x), initial=0.0))
 
 
-def accept(plan, differences, sqnr, least_sqnr=None):
-    """Raises ValueError if the file is not the model.
+def why_not(
+    plan: ExportPlan, comparison: Comparison, least_sqnr: float | None = None
+) -> str | None:
+    """Why a file is not accepted; `None` if it is.
 
     Args:
-        plan, differences, sqnr: of `compare`.
-        least_sqnr: dB that a quantised file must have; None asks for equal numbers.
+        plan: What the file holds.
+        comparison: What `compare` found.
+        least_sqnr: float. The SQNR in dB that a quantised file must have. `None` asks for equal
+            numbers.
     """
+    differences, found = comparison.differences, comparison.sqnr
     if least_sqnr is None:
         limit = probe.tolerance(plan.model)
         good, rule = max(differences.values()) <= limit, f"differences of at most {limit}"
     else:
-        good, rule = min(sqnr.values()) >= least_sqnr, f"an SQNR of at least {least_sqnr} dB"
-    if not good or np.isnan([*differences.values(), *sqnr.values()]).any():
+        good, rule = min(found.values()) >= least_sqnr, f"an SQNR of at least {least_sqnr} dB"
+    if good and not np.isnan([*differences.values(), *found.values()]).any():
+        return None
+    return f"Differences: {differences}; SQNR in dB: {found}; allowed: {rule}."
+
+
+def accept(plan: ExportPlan, comparison: Comparison, least_sqnr: float | None = None) -> None:
+    """Raise ValueError if a new file does not compute what the model computes.
+
+    Args:
+        plan, comparison, least_sqnr: As in `why_not`.
+    """
+    reason = why_not(plan, comparison, least_sqnr)
+    if reason is not None:
         raise ValueError(
-            f"The export of '{plan.model.name}' computes something else than the model, so it was "
-            f"not kept. Differences: {differences}; SQNR in dB: {sqnr}; allowed: {rule}."
+            f"The export of '{plan.named.name}' computes something else than the model, so it was "
+            f"not kept. {reason}"
         )

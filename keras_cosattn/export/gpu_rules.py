@@ -1,12 +1,17 @@
 """What GPU delegates do not run, or run wrongly: rules on the ops of a TFLite graph.
 
-They are those that LiteRT's GPU delegate asks of each op. (TensorFlow's analyzer would tell, but
-that of 2.21 finds no fault with any graph.)
+The rules are those of LiteRT's GPU delegate. (TensorFlow's analyzer has rules too, but in 2.21 it
+finds no fault with any graph.)
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
-from keras_cosattn.export.gpu import ELEMENTWISE, each_smaller
+from keras_cosattn.export.gpu_broadcast import ELEMENTWISE, each_smaller
+from keras_cosattn.export.tflite_graph import TFLiteGraph
 
 MOST_AXES = 4
 NUMBERS = frozenset(["FLOAT32", "FLOAT16", "INT32"])
@@ -16,11 +21,11 @@ CONSTANT_LAST = frozenset(
         "SUB",
     ]
 )  # fmt: skip
-"""Ops of which LiteRT's GPU delegate takes a constant of many numbers that comes first for the
-last: measured, as is that it misreads constants of `_has_batch`."""
+"""Ops of which LiteRT's GPU delegate reads a first operand as the last one, if it is a constant of
+many numbers. This was measured, as was that it misreads the constants of `_has_batch`."""
 
 LEAST_MASK = 1000.0
-"""A score that so much is taken off has no weight: a mask, not a bias."""
+"""A score from which so much is subtracted has no weight: this is a mask, not a bias."""
 
 OPS = frozenset(
     [
@@ -38,17 +43,17 @@ OPS = frozenset(
 )  # fmt: skip
 """Ops that GPU delegates run."""
 
-TRUTH = frozenset(
+BOOLEAN = frozenset(
     [
         "CAST", "EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "LOGICAL_AND",
         "NOT_EQUAL", "RESHAPE", "SELECT", "SELECT_V2",
     ]
 )  # fmt: skip
-"""Ops that also take, or give, truth values."""
+"""Ops that also take, or give, booleans."""
 
 
-def problems(graph):
-    """What keeps GPU delegates from running the graph whole and rightly, a set of ops with reasons.
+def gpu_problems(graph: TFLiteGraph) -> set[str]:
+    """Ops, with reasons, that GPU delegates do not run, or run wrongly; empty for a good graph.
 
     Graphs that they run in part, with the CPU, may fail to load or give other numbers.
     """
@@ -64,7 +69,7 @@ def problems(graph):
         shapes = [subgraph.tensors[i].shape for i in (*inputs, *operator.outputs)]
         axes = max((0 if shape is None else len(shape) for shape in shapes), default=0)
         free = [i for i in inputs if not graph.is_constant(subgraph.tensors[i])]
-        odd = types - (NUMBERS | {"BOOL"} if name in TRUTH else NUMBERS)
+        odd = types - (NUMBERS | {"BOOL"} if name in BOOLEAN else NUMBERS)
         if name not in OPS:
             found.add(name)
         elif axes > MOST_AXES:
@@ -88,32 +93,38 @@ def problems(graph):
     return found
 
 
-def _is_table(graph, tensor):
+def _is_table(graph: TFLiteGraph, tensor: Any) -> bool:
     return graph.is_constant(tensor) and tensor.shape is not None and np.prod(tensor.shape) > 1
 
 
-def _has_batch(graph, subgraph, index):
+def _has_batch(graph: TFLiteGraph, subgraph: Any, index: int) -> bool:
+    """Whether a constant has other numbers for each example."""
     values = graph.values(subgraph, index)
-    numbers = values is not None and values.dtype == np.float32
-    return numbers and values.ndim in (2, 3) and values.shape[0] > 1
+    if values is None or values.dtype != np.float32:
+        return False
+    return values.ndim in (2, 3) and values.shape[0] > 1
 
 
-def _adds_mask(graph, subgraph):
+def _adds_mask(graph: TFLiteGraph, subgraph: Any) -> bool:
     """Whether a mask is added to, or taken from, a batch product."""
-    makers = {i: operator for operator in subgraph.operators or () for i in operator.outputs}
+    makers: dict[int, Any] = {
+        i: operator for operator in subgraph.operators or () for i in operator.outputs
+    }
 
-    def is_product(index):
+    def is_product(index: int) -> bool:
         maker = makers.get(index)
-        name = maker and graph.op_name(maker)
+        if maker is None:
+            return False
+        name = graph.op_name(maker)
         if name in ("MUL", "DIV", "RESHAPE", "TRANSPOSE"):
             return any(is_product(i) for i in maker.inputs)
         return name == "BATCH_MATMUL"
 
-    def is_mask(index):
+    def is_mask(index: int) -> bool:
         values, maker = graph.values(subgraph, index), makers.get(index)
         if values is not None and values.dtype == np.float32:
             return bool(np.any(np.abs(values) >= LEAST_MASK))
-        if maker is None or graph.op_name(maker) not in _SPREAD:
+        if maker is None or graph.op_name(maker) not in _PASSES_ON:
             return False
         return any(is_mask(i) for i in maker.inputs)
 
@@ -125,5 +136,5 @@ def _adds_mask(graph, subgraph):
     return False
 
 
-_SPREAD = ("MUL", "SELECT", "SELECT_V2", "RESHAPE", "TILE", "TRANSPOSE", "STRIDED_SLICE", "SUB")
-"""Ops that give a mask's numbers on."""
+_PASSES_ON = ("MUL", "SELECT", "SELECT_V2", "RESHAPE", "TILE", "TRANSPOSE", "STRIDED_SLICE", "SUB")
+"""Ops whose result holds the numbers of a mask that they read."""

@@ -1,15 +1,23 @@
-"""What an export reports, and what an exported file says of itself."""
+"""What an export reports, and what the file says of itself."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
-import zipfile
+import os
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
 import keras_cosattn
-from keras_cosattn.export import files
-from keras_cosattn.export.files import METADATA
+from keras_cosattn.export.checks import Comparison
+from keras_cosattn.export.export_options import StateForm
+from keras_cosattn.export.export_plan import ExportPlan
+from keras_cosattn.export.file_metadata import size_on_disk
+
+MEASURED_LATER = ("path", "size", "accuracy", "drift")
+"""Fields that a file does not hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,88 +25,71 @@ class Report:
     """What was exported, and how far it is from the Keras model.
 
     Attributes:
-        path: the file or folder.
-        size: bytes on disk.
+        path: The file or folder.
+        size: Bytes on disk.
         target: `"saved_model"`, or the name of the TFLite target.
-        quantize: the name of the quantisation, or None.
-        signatures: name -> `{"inputs": {name: [shape, dtype]}, "outputs": {name: [shape, dtype]}}`;
-            None in a shape is any size.
-        state: names of the inputs and outputs that are state.
+        quantize: The name of the quantisation, or `None`.
+        signatures: Name -> `{"inputs": {name: [shape, dtype]}, "outputs": {name: [shape, dtype]}}`;
+            `None` in a shape is any size.
+        state: The names of the inputs and outputs that are state.
         state_form: `"tensors"`, or `"variables"` that stay inside the file's interpreter.
-        state_bytes: size of the state of one example.
-        batch_size: of every call; None is any.
-        max_steps: steps after which a stream is full; None if it has no end.
-        differences: signature -> largest difference to the Keras model on the sample, relative to
-            the model's largest output.
-        sqnr: signature -> signal to noise, in dB: the model's outputs to their differences. At
-            most 200.
-        ops: name -> `[version, how often]`, over all signatures; empty for a SavedModel.
-        partitions: signature -> parts of the graph that XNNPACK runs, at the sample's size: with
-            more than one the others cut it.
-        peak_bytes: signature -> memory to expect, at the sample's size: weights, and the largest
-            sum of tensors that live at once. A runtime adds itself and its working space.
-        arena_bytes: the smallest arena in which tflite-micro ran the file; None elsewhere.
-        weights: sha256 of the model's weights and the layout of its state: the same for every
+        state_bytes: The size of the state of one example.
+        batch_size: The batch size of every call; `None` is any.
+        max_steps: The number of steps after which a stream is full; `None` if it has no end.
+        max_whole_steps: The number of valid steps that `serve` takes; `None` if it has no limit.
+        differences: Signature -> the largest difference to the Keras model on the sample, relative
+            to the model's largest output.
+        sqnr: Signature -> the ratio of the model's outputs to their differences, in dB, at most
+            200.
+        weights: sha256 of the model's weights and the layout of its state. It is the same for every
             file of one model, so that a state can move between them.
-        whole_only: why there are no `prefill` and `step`; None if there are, or none were wanted.
-        accuracy: what `verify` measured on labelled data, `{"keras": ..., "file": ...}`.
-        drift: what `verify` measured over a long stream: SQNR in dB, `{"first": ..., "last": ...}`.
+        whole_only: Why there are no `prefill` and `step`; `None` if there are, or if none were
+            asked for.
+        ops: Name -> `[version, count]`, over all signatures; empty for a SavedModel.
+        partitions: Signature -> the parts of the graph that XNNPACK runs, at the size of the
+            checks. With more than one, other ops cut the graph.
+        peak_bytes: Signature -> the memory to expect, at the size of the checks: weights, and the
+            largest sum of tensors in use at once. A runtime adds itself and its working space.
+        arena_bytes: The smallest arena in which tflite-micro ran the file; `None` elsewhere.
+        accuracy: What `verify` measured on labelled data, `{"keras": ..., "file": ...}`.
+        drift: What `verify` measured over a long stream: SQNR in dB, `{"first": ..., "last": ...}`.
     """
 
     path: str
     size: int
     target: str
     quantize: str | None
-    signatures: dict
-    state: list
-    state_form: str
+    signatures: dict[str, dict[str, dict[str, list[Any]]]]
+    state: list[str]
+    state_form: StateForm
     state_bytes: int
     batch_size: int | None
     max_steps: int | None
-    differences: dict
-    sqnr: dict
+    max_whole_steps: int | None
+    differences: dict[str, float]
+    sqnr: dict[str, float]
     weights: str
     whole_only: str | None
-    ops: dict = dataclasses.field(default_factory=dict)
-    partitions: dict = dataclasses.field(default_factory=dict)
-    peak_bytes: dict = dataclasses.field(default_factory=dict)
+    ops: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    partitions: dict[str, int] = dataclasses.field(default_factory=dict)
+    peak_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     arena_bytes: int | None = None
-    accuracy: dict | None = None
-    drift: dict | None = None
-
-    @classmethod
-    def of(cls, plan, path, differences, sqnr, target="saved_model", quantize=None, **more):
-        """A report on what was exported by a `Plan`."""
-        stream = plan.stream
-        return cls(
-            path=str(path),
-            size=files.size(path),
-            target=target,
-            quantize=quantize,
-            signatures=plan.describe(),
-            state=sorted(plan.state_spec),
-            state_form=plan.state_form,
-            state_bytes=stream.state_bytes if stream else 0,
-            batch_size=plan.batch_size,
-            max_steps=stream.max_steps if stream else None,
-            differences=differences,
-            sqnr=sqnr,
-            weights=plan.weights,
-            whole_only=plan.whole_only,
-            **more,
-        )
+    accuracy: dict[str, float] | None = None
+    drift: dict[str, float] | None = None
 
     @property
-    def largest_difference(self):
-        """Over all signatures."""
+    def largest_difference(self) -> float:
+        """The largest difference over all signatures."""
         return max(self.differences.values())
 
-    def __str__(self):
+    def __str__(self) -> str:
         form = "" if self.target == "saved_model" else f" for {self.target}"
         lines = [f"{self.path}: {self.size:,} bytes{form}, {self.quantize or 'not quantised'}"]
         if self.state_bytes:
             end = "endless" if self.max_steps is None else f"up to {self.max_steps:,} steps"
             lines.append(f"  state: {self.state_bytes:,} bytes as {self.state_form}, {end}")
+        if self.max_whole_steps is not None:
+            lines.append(f"  serve: up to {self.max_whole_steps:,} valid steps")
         lines += self._table()
         if self.arena_bytes is not None:
             lines.append(f"  arena of tflite-micro: {self.arena_bytes:,} bytes")
@@ -115,7 +106,7 @@ class Report:
             lines.append(f"  no streaming: {self.whole_only}")
         return "\n".join(lines)
 
-    def _table(self):
+    def _table(self) -> Iterator[str]:
         more = f"{'XNNPACK partitions':>20}{'peak, bytes':>16}" if self.partitions else ""
         yield f"  {'to Keras':10}{'difference':>12}{'SQNR, dB':>10}{more}"
         for name, difference in self.differences.items():
@@ -124,8 +115,47 @@ class Report:
             yield f"  {name:10}{difference:12.1e}{self.sqnr[name]:10.1f}{more}"
 
 
-def metadata(report, **more):
-    """The text of a file's description."""
+def make_report(
+    plan: ExportPlan,
+    path: str | os.PathLike[str],
+    comparison: Comparison,
+    target: str = "saved_model",
+    quantize: str | None = None,
+    **measured: Any,
+) -> Report:
+    """Report on a file.
+
+    Args:
+        plan: What the file holds.
+        path: str or path. The file or folder.
+        comparison: How far it is from the model.
+        target: str. The name of the target.
+        quantize: str. The name of the quantisation.
+        **measured: Other fields of the report.
+    """
+    stream = plan.stream
+    return Report(
+        path=str(path),
+        size=size_on_disk(path),
+        target=target,
+        quantize=quantize,
+        signatures=plan.describe(),
+        state=sorted(plan.state_spec),
+        state_form=plan.options.state_form,
+        state_bytes=stream.state_bytes if stream else 0,
+        batch_size=plan.options.batch_size,
+        max_steps=stream.max_steps if stream else None,
+        max_whole_steps=plan.max_whole_steps,
+        differences=comparison.differences,
+        sqnr=comparison.sqnr,
+        weights=plan.weights,
+        whole_only=plan.whole_only,
+        **measured,
+    )
+
+
+def description_of(report: Report, **more: Any) -> str:
+    """The description that a file holds: its report, other entries, and versions."""
     import tensorflow as tf
 
     versions = {
@@ -134,24 +164,6 @@ def metadata(report, **more):
         "tensorflow": tf.__version__,
     }
     fields = dataclasses.asdict(report)
-    for measured_later in ("path", "size", "accuracy", "drift"):
-        del fields[measured_later]
+    for name in MEASURED_LATER:
+        del fields[name]
     return json.dumps({**fields, **more, "versions": versions}, indent=1)
-
-
-def describe(path):
-    """What an exported file says of itself, a dict: the fields of its `Report`, and versions.
-
-    Raises ValueError if it is not a file that this package wrote, or is damaged.
-    """
-    path = pathlib.Path(path)
-    try:
-        if path.is_dir():
-            return json.loads((path / "assets.extra" / METADATA).read_text())
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read(METADATA))
-    except (KeyError, ValueError, zipfile.BadZipFile, FileNotFoundError) as error:
-        raise ValueError(
-            f"{path} has no description ({METADATA}): it does not exist, was not written by "
-            "keras_cosattn.export, or is damaged. Export the model again."
-        ) from error

@@ -1,35 +1,79 @@
 """Where a file is to run: what that runtime asks of it, checked before the file is kept."""
 
-from keras_cosattn.export import checks, gpu, gpu_rules, half, micro, runners
-from keras_cosattn.export.runtimes import TFLITE_MICRO, TFLITE_RUNTIME_2_14
-from keras_cosattn.export.zeros import fill
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+from keras_cosattn.export import checks
+from keras_cosattn.export.export_options import ExportOptions, TargetName
+from keras_cosattn.export.export_plan import ExportPlan
+from keras_cosattn.export.file_runners import interpreter_class, micro_runner
+from keras_cosattn.export.fill_rewrite import fill_constants
+from keras_cosattn.export.float16_range import leaving_float16
+from keras_cosattn.export.gpu_rewrite import rewrite_for_gpu
+from keras_cosattn.export.gpu_rules import gpu_problems
+from keras_cosattn.export.micro_arena import micro_arena
+from keras_cosattn.export.micro_rewrite import rewrite_for_micro
+from keras_cosattn.export.runtime_ops import TFLITE_MICRO, TFLITE_RUNTIME_2_14
+from keras_cosattn.export.sample_inputs import Sizes
+from keras_cosattn.export.tflite_graph import TFLiteGraph
+
+
+class SizedSignatures(Protocol):
+    """What `check_shapes` reads of a plan, or of a file that exists."""
+
+    options: ExportOptions
+
+    @property
+    def functions(self) -> Any:
+        """The signatures, by name."""
+
+    def input_sizes(self, name: str) -> Sizes:
+        """Names and sizes of the inputs of a signature."""
 
 
 class LiteRT:
-    """Today's runtime: PyPI `ai-edge-litert`, LiteRT in C++, Kotlin and Swift."""
+    """Today's runtime: PyPI `ai-edge-litert`, LiteRT in C++, Kotlin and Swift.
 
-    name = "litert"
-    one_signature = False
-    fixed_shapes = False
-    means = False
-    quantizations = (None, "float16", "weight_int8", "dynamic_int8", "int8")
+    Attributes:
+        name: The name, for `to_tflite(target=...)`.
+        one_signature: Whether a file has one signature only.
+        fixed_shapes: Whether all sizes must be fixed.
+        means: As in `Streaming`.
+        quantizations: The names of the quantisations that it runs; `None` is float32.
+    """
 
-    def check_shapes(self, plan, quantize):
-        """Raises ValueError if what is asked of the sizes cannot run."""
-        free = [name for name in plan.functions if _is_dynamic(plan, name)]
-        if self.fixed_shapes and free:
+    name: ClassVar[TargetName] = "litert"
+    one_signature: ClassVar[bool] = False
+    fixed_shapes: ClassVar[bool] = False
+    means: ClassVar[bool] = False
+    quantizations: ClassVar[Sequence[str | None]] = (
+        None, "float16", "weight_int8", "dynamic_int8", "int8",
+    )  # fmt: skip
+
+    def check_installed(self) -> None:
+        """Raise ImportError if a package is missing that the checks of a file need."""
+        interpreter_class()
+
+    def check_shapes(self, plan: SizedSignatures, quantize: str | None) -> None:
+        """Raise ValueError if the sizes that are asked for cannot run."""
+        missing = _open_sizes(plan)
+        if self.fixed_shapes and missing:
+            options = plan.options
             raise ValueError(
-                f"Target '{self.name}' needs fixed shapes. {_how_to_fix(free)} Received: "
-                f"batch_size={plan.batch_size}, length={plan.length}, "
-                f"prefill_chunk={plan.prefill_chunk}"
+                f"Target '{self.name}' needs fixed shapes. {_how_to_fix(missing)} Received: "
+                f"batch_size={options.batch_size}, length={options.length}, "
+                f"prefill_chunk={options.prefill_chunk}"
             )
 
-    def rewrite(self, graph):
+    def rewrite(self, graph: TFLiteGraph) -> None:
         """Write the graph smaller, and with ops that the runtime has."""
-        fill(graph)
+        fill_constants(graph)
 
-    def refuse(self, graph):
-        """Raises ValueError if the runtime cannot load the graph, or computes it wrongly."""
+    def refuse(self, graph: TFLiteGraph) -> None:
+        """Raise ValueError if the runtime cannot load the graph, or computes it wrongly."""
         custom = {name for name, *_ in graph.operators() if name.startswith("CUSTOM")}
         if custom:
             raise ValueError(
@@ -37,8 +81,8 @@ class LiteRT:
                 "whose ops are builtin."
             )
 
-    def check(self, plan, graph, least_sqnr):
-        """What more is to be measured on the target itself: fields of the report."""
+    def check(self, plan: ExportPlan, graph: TFLiteGraph) -> dict[str, Any]:
+        """Measure more on the target itself: fields of the report."""
         return {}
 
 
@@ -47,16 +91,16 @@ class TFLiteRuntime(LiteRT):
 
     name = "tflite-runtime"
 
-    def check_shapes(self, plan, quantize):
+    def check_shapes(self, plan: SizedSignatures, quantize: str | None) -> None:
         super().check_shapes(plan, quantize)
-        free = [name for name in plan.functions if _is_dynamic(plan, name)]
-        if quantize == "float16" and free:
+        missing = _open_sizes(plan)
+        if quantize == "float16" and missing:
             raise ValueError(
                 "tflite-runtime 2.14 computes float16 files wrongly once their length changes. "
-                f"{_how_to_fix(free)} Or use another `quantize`."
+                f"{_how_to_fix(missing)} Or use another `quantize`."
             )
 
-    def refuse(self, graph):
+    def refuse(self, graph: TFLiteGraph) -> None:
         super().refuse(graph)
         late = {
             f"{name} version {version} (it has {TFLITE_RUNTIME_2_14.get(name, 'none')})"
@@ -73,10 +117,10 @@ class TFLiteRuntime(LiteRT):
 class GPU(LiteRT):
     """GPU delegates: fixed shapes, computed in float16, the whole graph on the GPU or refused.
 
-    Nothing has more than four axes, no mask is added to a batch product, sums without end are kept
-    as means (`Streaming`), and on the inputs of the checks no number leaves the range of float16.
-    Float16 keeps three digits: with cosFormer and other maps that give zeros, a row whose weights
-    sum to about nothing may be zero there, or not, where float32 says otherwise.
+    No tensor has more than four axes, no mask is added to a batch product, sums without end are
+    kept as means (`Streaming`), and on the inputs of the checks no number leaves the range of
+    float16. Float16 keeps three digits: with cosFormer and other maps that give zeros, a row whose
+    weights sum to about nothing may be zero there, or not, where float32 says otherwise.
     """
 
     name = "gpu"
@@ -84,23 +128,23 @@ class GPU(LiteRT):
     means = True
     quantizations = (None, "float16")
 
-    def rewrite(self, graph):
-        gpu.rewrite(graph)
+    def rewrite(self, graph: TFLiteGraph) -> None:
+        rewrite_for_gpu(graph)
 
-    def refuse(self, graph):
+    def refuse(self, graph: TFLiteGraph) -> None:
         super().refuse(graph)
-        found = gpu_rules.problems(graph)
+        found = gpu_problems(graph)
         if found:
             raise ValueError(
                 f"GPU delegates do not run the model whole: {'; '.join(sorted(found))}. Use other "
                 "layers, or the target 'litert', which runs it on the CPU."
             )
 
-    def check(self, plan, graph, least_sqnr):
-        """Raises ValueError if numbers leave the range of float16."""
-        found = half.leaving(plan, graph)
+    def check(self, plan: ExportPlan, graph: TFLiteGraph) -> dict[str, Any]:
+        """Raise ValueError if numbers leave the range of float16."""
+        found = leaving_float16(plan, graph)
         if found:
-            first = sorted(found, key=found.get, reverse=True)[:3]
+            first = sorted(found, key=lambda name: -found[name])[:3]
             seen = ", ".join(f"{name} up to {found[name]:.3g}" for name in first)
             raise ValueError(
                 f"GPU delegates compute in float16, which ends at 65,504. The model leaves it: "
@@ -119,10 +163,18 @@ class Micro(LiteRT):
     fixed_shapes = True
     quantizations = (None, "weight_int8", "int8")
 
-    def rewrite(self, graph):
-        micro.rewrite(graph)
+    def check_installed(self) -> None:
+        super().check_installed()
+        if importlib.util.find_spec("tflite_micro") is None:
+            raise ImportError(
+                "A file for tflite-micro is run there before it is kept: "
+                "pip install 'keras-cosattn[micro]'"
+            )
 
-    def refuse(self, graph):
+    def rewrite(self, graph: TFLiteGraph) -> None:
+        rewrite_for_micro(graph)
+
+    def refuse(self, graph: TFLiteGraph) -> None:
         super().refuse(graph)
         missing = {name for name, *_ in graph.operators()} - TFLITE_MICRO
         if missing:
@@ -133,39 +185,43 @@ class Micro(LiteRT):
                 + (f", such as {', '.join(hints)}." if hints else ".")
             )
 
-    def check(self, plan, graph, least_sqnr):
-        """Run it there. Raises ValueError if it cannot, or gives other numbers than LiteRT."""
-        try:
-            import tflite_micro  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                "A file for tflite-micro is run there before it is kept: "
-                "pip install 'keras-cosattn[micro]'"
-            ) from error
+    def check(self, plan: ExportPlan, graph: TFLiteGraph) -> dict[str, Any]:
+        """Run it there. Raise ValueError if it cannot run it."""
         (ends,) = plan.describe().values()
         names = list(ends["inputs"]), list(ends["outputs"])
-        arena = runners.micro_arena(graph.content)
-        differences, sqnr = checks.compare(plan, runners.micro(graph.content, names, arena))
-        return {"arena_bytes": arena, "differences": differences, "sqnr": sqnr}
+        arena = micro_arena(graph.content)
+        comparison = checks.compare(plan, micro_runner(graph.content, names, arena))
+        return {"arena_bytes": arena, "comparison": comparison}
 
 
-TARGETS = {target.name: target for target in (LiteRT, TFLiteRuntime, GPU, Micro)}
+TARGETS: dict[str, type[LiteRT]] = {
+    target.name: target for target in (LiteRT, TFLiteRuntime, GPU, Micro)
+}
 
 
-def get(target):
-    """A target object for a name. Raises ValueError if there is none."""
+def get_target(target: TargetName | LiteRT) -> LiteRT:
+    """Return the target for a name or an object. Raise ValueError if there is none."""
     if isinstance(target, LiteRT):
         return target
-    if target not in TARGETS:
+    if not isinstance(target, str) or target not in TARGETS:
         raise ValueError(f"`target` must be one of {sorted(TARGETS)}. Received: {target!r}")
     return TARGETS[target]()
 
 
-def _is_dynamic(plan, name):
-    return any(None in shape for shape, _ in plan.specs(name).values())
+def _open_sizes(plan: SizedSignatures) -> list[str]:
+    """The arguments that would fix the sizes that a plan leaves open."""
+    found: list[str] = []
+    lengths = {"serve": "length", "prefill": "prefill_chunk"}
+    for name in plan.functions:
+        for shape, _ in plan.input_sizes(name).values():
+            if shape[:1] == (None,):
+                found.append("batch_size")
+            if shape[1:2] == (None,) and name in lengths:
+                found.append(lengths[name])
+            if None in shape[2:]:
+                found.append("keras.Input with fixed features")
+    return list(dict.fromkeys(found))
 
 
-def _how_to_fix(names):
-    arguments = {"serve": "length", "prefill": "prefill_chunk"}
-    needed = ["batch_size", *(arguments[name] for name in names if name in arguments)]
-    return f"Give {' and '.join(f'`{name}`' for name in needed)}."
+def _how_to_fix(missing: Sequence[str]) -> str:
+    return f"Give {' and '.join(f'`{name}`' for name in missing)}."

@@ -91,7 +91,7 @@ def fit_length(x, length):
     return pad_end(x[:, :length], ops.maximum(length - s, 0))
 
 
-def hold_end(x, amount):
+def pad_with_last(x, amount):
     """`x (b, t)` followed by `amount` copies of its last step."""
     if isinstance(amount, int) and amount == 0:
         return x
@@ -130,12 +130,12 @@ def fold_groups(q, group):
     return ops.reshape(q, (b, t * group, h, d))
 
 
-def each_row(x, group, axis=1):
+def repeat_rows(x, group, axis=1):
     """`x` with every step repeated for the `group` rows that it has."""
     return x if group == 1 else ops.repeat(x, group, axis=axis)
 
 
-def each_head(x, group):
+def repeat_heads(x, group):
     """`(b, t, h, d) -> (b, t, h * group, d)`: every head `group` times."""
     if group == 1:
         return x

@@ -16,8 +16,9 @@ from keras import ops
 from keras_cosattn.ops import arrays, timesteps
 from keras_cosattn.ops.windows import attend_in_blocks
 
-LAST = -1e5
-"""The score of a step's own key, where it counts only if nothing else is seen: exp(LAST) is 0."""
+LAST_SCORE = -1e5
+"""The score of a step's own key if it counts only where there is no other key. Its exponential is
+zero in float32."""
 
 
 def bucket_attention(
@@ -75,7 +76,7 @@ def bucket_attention(
 
     def own_last(q, k, q_positions, k_positions):
         own = ops.expand_dims(q_positions, 2) == ops.expand_dims(k_positions, 1)
-        return q, k, ops.expand_dims(ops.where(own, LAST, 0.0), 1)
+        return q, k, ops.expand_dims(ops.where(own, LAST_SCORE, 0.0), 1)
 
     mixed, totals = attend_in_blocks(
         take_rows(q, order, r),
@@ -87,7 +88,7 @@ def bucket_attention(
         size=size,
         before=2,
         after=0 if causal else 1,
-        place=own_last if own_key_last else None,
+        encode_positions=own_last if own_key_last else None,
         log_totals=True,
     )
     mixed = take_rows(ops.concatenate([mixed, ops.expand_dims(totals, 3)], axis=3), back, 1)
@@ -118,7 +119,7 @@ def earlier_in_bucket(past, new):
     return ops.reshape(ops.sum(ops.cast(same, "float32"), axis=2), (b, t, h, r))
 
 
-def seen_in_cache(q_bucket, q_chunk, k_bucket, k_chunk):
+def can_attend_in_cache(q_bucket, q_chunk, k_bucket, k_chunk):
     """Which slots each query sees, in any round, `(b, h, t, n)`.
 
     Queries' bucket and chunk are `(b, t, h, r)`, those of the slots `(b, n, h, r)`.

@@ -99,7 +99,7 @@ def segmented_cumsum(x, ids):
     side = arrays.ceil_sqrt(n)
     rows = -(-n // side)
     x = ops.reshape(arrays.pad_end(x, -n % side), (b, rows, side, width))
-    ids = ops.reshape(arrays.hold_end(ids, -n % side), (b, rows, side))
+    ids = ops.reshape(arrays.pad_with_last(ids, -n % side), (b, rows, side))
     within = ops.matmul(_same_run(ids, x.dtype), x)
     last = ids[:, :, -1]
     totals = ops.matmul(_same_run(last, x.dtype), within[:, :, -1])
@@ -153,7 +153,7 @@ def _inside(q, k, v, weights):
 def _past(size, group, strict):
     """`(C g, C)`: which steps each row of a chunk may see by their order."""
     step = ops.arange(size, dtype="int32")
-    row = ops.expand_dims(arrays.each_row(step, group, axis=0), 1)
+    row = ops.expand_dims(arrays.repeat_rows(step, group, axis=0), 1)
     return row > step if strict else row >= step
 
 
@@ -161,9 +161,9 @@ def _kernel_weights(size, group, kernel, positions):
     """The kernel at the distances inside a chunk, `(C g, C)` or `(z or n, 1, C g, C)`."""
     if positions is None:
         step = ops.arange(size, dtype="int32")
-        return kernel(ops.expand_dims(arrays.each_row(step, group, axis=0), 1) - step)
+        return kernel(ops.expand_dims(arrays.repeat_rows(step, group, axis=0), 1) - step)
     step = ops.reshape(arrays.pad_end(positions, -ops.shape(positions)[1] % size), (-1, size))
-    distance = ops.expand_dims(arrays.each_row(step, group), 2) - ops.expand_dims(step, 1)
+    distance = ops.expand_dims(arrays.repeat_rows(step, group), 2) - ops.expand_dims(step, 1)
     return kernel(ops.expand_dims(distance, 1))
 
 
@@ -171,7 +171,7 @@ def _sees(runs, group, reach):
     """`(z, 1, C g, C)`: whether a step's run is that of the row, or up to `reach` before it."""
     size = runs.shape[2]
     runs = ops.reshape(runs, (-1, size))
-    ahead = ops.expand_dims(arrays.each_row(runs, group), 2) - ops.expand_dims(runs, 1)
+    ahead = ops.expand_dims(arrays.repeat_rows(runs, group), 2) - ops.expand_dims(runs, 1)
     return ops.expand_dims(ops.logical_and(ahead >= 0, ahead <= reach), 1)
 
 
@@ -200,7 +200,7 @@ def _read_runs(q_read, q_previous, k_write, v, state, runs, group):
     sums = ops.concatenate([_flat(like), written_by(last)], axis=1)
     sums = segmented_cumsum(sums, ids)
     before, state_after = _unflat(sums[:, :-1], like), {"sums": _unflat(sums[:, -1:], like)}
-    rows = arrays.each_row(runs - ops.expand_dims(found, 2), group, axis=2)
+    rows = arrays.repeat_rows(runs - ops.expand_dims(found, 2), group, axis=2)
     own, next_ = ops.equal(rows, 0), ops.equal(rows, 1)
     if q_previous is None:
         return _read(_choose(own, q_read), before), state_after
@@ -230,7 +230,7 @@ def _split(x, size):
 def _split_ids(ids, size):
     """`(b, t) -> (b, n, size)`, the last id held after the end."""
     b, t = ops.shape(ids)
-    return ops.reshape(arrays.hold_end(ids, -t % size), (b, -(-t // size), size))
+    return ops.reshape(arrays.pad_with_last(ids, -t % size), (b, -(-t // size), size))
 
 
 def _join(x, rows, b):

@@ -59,7 +59,7 @@ def cosine_attention(
     span = _longest(t, s, query_mask, mask) if max_length is None else max_length
     q_position = _up_to(max_length, timesteps.positions(t, query_mask, segments))
     k_position = _up_to(max_length, timesteps.positions(s, mask, segments))
-    q_read = _apply_rotation(q, arrays.each_row(q_position, group), span, _cos_and_sin)
+    q_read = _apply_rotation(q, arrays.repeat_rows(q_position, group), span, _cos_and_sin)
     k_write = _apply_rotation(k, k_position, span, _cos_and_sin)
     if segments is None:
         out = ops.einsum("bthf,bhfe->bthe", q_read, arrays.sums_and_totals(k_write, v))
@@ -121,7 +121,7 @@ def causal_cosine_attention(
 
     half = None if horizon is None else ops.floor_divide(position, horizon // 2)
     offset = position if horizon is None else position - half * (horizon // 2)
-    q_read = _apply_rotation(q, arrays.each_row(offset, group), span)
+    q_read = _apply_rotation(q, arrays.repeat_rows(offset, group), span)
     k_write = _apply_rotation(k, offset, span)
     options = {"group": group, "chunk_size": chunk_size, "runs": segments}
     if query_mask is None and segments is None and isinstance(span, int):
@@ -129,7 +129,7 @@ def causal_cosine_attention(
     else:
         options |= {"kernel": ops.cos, "positions": _angles(position, span, q.dtype)}
     if horizon is not None:
-        earlier = arrays.each_row(offset + horizon // 2, group)
+        earlier = arrays.repeat_rows(offset + horizon // 2, group)
         options["q_previous"] = _apply_rotation(q, earlier, span)
         options["runs"] = _half_runs(half, segments, ops.shape(k)[0])
         options["chunk_size"] = min(chunk_size, horizon // 2)

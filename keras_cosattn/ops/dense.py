@@ -11,13 +11,13 @@ FORBIDDEN = -1e30  # far below any logit, and far enough from float32's end to s
 
 def scores(q, k):
     """`q_t . k_s`: `(b, t, h, d)`, `(b, s, hk, d)` -> `(b, h, t, s)`; h a multiple of hk."""
-    k = arrays.each_head(arrays.accumulate(k), arrays.group_size(q, k))
+    k = arrays.repeat_heads(arrays.accumulate(k), arrays.group_size(q, k))
     return ops.einsum("bthd,bshd->bhts", arrays.accumulate(q), k)
 
 
 def mix(weights, v):
     """`sum_s w_ts v_s`: `(b, h, t, s)`, `(b, s, hk, e)` -> `(b, t, h, e)`."""
-    v = arrays.each_head(v, weights.shape[1] // v.shape[2])
+    v = arrays.repeat_heads(v, weights.shape[1] // v.shape[2])
     return ops.einsum("bhts,bshe->bthe", weights, v)
 
 

@@ -1,47 +1,65 @@
-"""Tokens that a segment hands on to the next: read by its steps, rewritten when it is finished.
+"""Memory tokens: the steps of a segment read them, and its end rewrites them for the next segment.
 
 Shapes: n segments of C steps, r tokens of width m, w = r * m; z = b * n.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from keras import ops
 
 from keras_cosattn.ops import arrays, dense, timesteps
 from keras_cosattn.ops.recurrence import states_before
 
+Tensor = Any
 
-def tokens_of_segments(rewrite, k, v, tokens, *, size, mask=None, state=None):
-    """The tokens that each segment begins with.
+
+def tokens_of_segments(
+    rewrite: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    k: Tensor,
+    v: Tensor,
+    tokens: Tensor,
+    *,
+    size: int,
+    mask: Tensor | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the tokens at the start of each segment.
 
     Args:
-        rewrite: function `(tokens (b, w), k (b, C, hk, d), v (b, C, hk, e), real (b, C))` to the
+        rewrite: Function `(tokens (b, w), k (b, C, hk, d), v (b, C, hk, e), valid (b, C))` to the
             tokens of the next segment, `(b, w)`.
-        k, v: `(b, t, hk, d)`, `(b, t, hk, e)`; real steps come first.
-        tokens: `(b, w)`, those of the segment that the first step is in.
-        size: C.
-        mask: `(b, t)`, the real steps.
-        state: that of `window_attention`, for steps that go on from it; None if a segment begins
-            with the first step.
+        k: `(b, t, hk, d)`; valid steps come first.
+        v: `(b, t, hk, e)`.
+        tokens: `(b, w)`, those of the segment of the first step.
+        size: Integer, C.
+        mask: Boolean `(b, t)`, the valid steps.
+        state: The state of `window_attention` before these steps; `None` if a segment begins with
+            the first step.
 
     Returns:
         `(b, n, w)`, n = ceil(t / C), and with a state one more, for steps that do not begin with
-        a segment; and the tokens of the segment that the next step is in, None without a state.
+        a segment; and the tokens of the segment of the next step, `None` without a state.
     """
     b, t = ops.shape(k)[:2]
     n = -(-t // size)
-    real = ops.ones((b, t), "bool") if mask is None else mask
+    valid = ops.ones((b, t), "bool") if mask is None else mask
     k, v = arrays.zero_masked(k, mask), arrays.zero_masked(v, mask)
     if state is None:
-        parts = [arrays.fit_length(x, n * size) for x in (k, v, real)]
+        parts = [arrays.fit_length(x, n * size) for x in (k, v, valid)]
     else:
         length = state["key"].shape[1]
-        past = ops.cast(state["key"], k.dtype), ops.cast(state["value"], v.dtype)
-        # All steps of an unfinished segment are in the state.
-        past = (*past, ops.ones((b, length), "bool"))
-        parts = [ops.concatenate(both, axis=1) for both in zip(past, (k, v, real), strict=True)]
-        begun = state["position"] % size
-        steps = ops.arange(n * size, dtype="int32") + length - ops.expand_dims(begun, 1)
+        past = (
+            ops.cast(state["key"], k.dtype),
+            ops.cast(state["value"], v.dtype),
+            ops.ones((b, length), "bool"),  # the state has all steps of an unfinished segment
+        )
+        parts = [ops.concatenate(both, axis=1) for both in zip(past, (k, v, valid), strict=True)]
+        step_in_segment = state["position"] % size
+        steps = ops.arange(n * size, dtype="int32") + length - ops.expand_dims(step_in_segment, 1)
         parts = [timesteps.take_steps(arrays.pad_end(x, n * size - t), steps) for x in parts]
     widths = [math.prod(x.shape[2:]) * size for x in parts]
     inputs = [
@@ -51,46 +69,66 @@ def tokens_of_segments(rewrite, k, v, tokens, *, size, mask=None, state=None):
 
     def step(inputs, tokens):
         ends = widths[0], widths[0] + widths[1]
-        of_k, of_v, real = inputs[:, : ends[0]], inputs[:, ends[0] : ends[1]], inputs[:, ends[1] :]
+        of_k, of_v, valid = inputs[:, : ends[0]], inputs[:, ends[0] : ends[1]], inputs[:, ends[1] :]
         of_k = ops.reshape(of_k, (-1, size, *k.shape[2:]))
         of_v = ops.reshape(of_v, (-1, size, *v.shape[2:]))
-        return rewrite(tokens, of_k, of_v, real > 0)
+        return rewrite(tokens, of_k, of_v, valid > 0)
 
     inputs = ops.concatenate(inputs, axis=2)
-    found = states_before(step, inputs, tokens)
+    of_segments = states_before(step, inputs, tokens)
     if state is None:
-        return found, None
-    last = step(inputs[:, -1], found[:, -1])
-    found = ops.concatenate([found, ops.expand_dims(last, 1)], axis=1)
-    finished = (begun + ops.sum(ops.cast(real, "int32"), axis=1)) // size
-    return found, timesteps.take_steps(found, ops.expand_dims(finished, 1))[:, 0]
+        return of_segments, None
+    last = step(inputs[:, -1], of_segments[:, -1])
+    of_segments = ops.concatenate([of_segments, ops.expand_dims(last, 1)], axis=1)
+    finished = timesteps.advance(step_in_segment, t, mask) // size
+    return of_segments, timesteps.take_steps(of_segments, ops.expand_dims(finished, 1))[:, 0]
 
 
-def read_tokens(q, k, v, *, size, count, position=None, dropout=None):
+def read_tokens(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    size: int,
+    count: int,
+    position: Tensor | None = None,
+    dropout: Callable | None = None,
+) -> tuple[Tensor, Tensor]:
     """Softmax attention of each step to the tokens of its segment.
 
-    Args:
-        q: `(b, t, h, d)`; h a multiple of the key heads.
-        k, v: of the tokens of all segments, `(b, n * r, hk, d)` and `(b, n * r, hk, e)`, in the
-            order of `tokens_of_segments`.
-        size, count: C and r.
-        position: `(b,)`, of the first step; None if a segment begins with it.
-        dropout: function applied to the weights.
-
-    Returns `(b, t, h, e)` and the log totals of `dense.attend`, `(b, t, h)`.
     O(t r (d + e)) time, O(t r) memory per head.
+
+    Args:
+        q: `(b, t, h, d)`; h is a multiple of the key heads.
+        k: Keys of the tokens of all segments, `(b, n * r, hk, d)`, in the order of
+            `tokens_of_segments`.
+        v: Their values, `(b, n * r, hk, e)`.
+        size: Integer, C.
+        count: Integer, r.
+        position: `(b,)`, of the first step; `None` if a segment begins with it.
+        dropout: Function applied to the weights.
+
+    Returns:
+        `(b, t, h, e)` and the log totals of `dense.attend`, `(b, t, h)`.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops.memory_tokens import read_tokens
+    >>> q, tokens = np.ones((1, 10, 2, 4), "float32"), np.ones((1, 9, 2, 4), "float32")
+    >>> mixed, totals = read_tokens(q, tokens, tokens, size=4, count=3)
+    >>> tuple(mixed.shape), tuple(totals.shape)
+    ((1, 10, 2, 4), (1, 10, 2))
     """
     b, t = ops.shape(q)[:2]
     length = min(t, size) if isinstance(t, int) else size
     blocks = -(-t // length)
     q = ops.reshape(arrays.pad_end(q, blocks * length - t), (-1, length, *q.shape[2:]))
-    of_own = (ops.reshape(x, (-1, count, *x.shape[2:])) for x in (k, v))
-    if position is None:
-        k, v, allowed = *of_own, None
-    else:
-        k, v = (_with_the_next(x, b, blocks + 1) for x in of_own)
-        begun = ops.expand_dims(position % size, 1) + ops.arange(length, dtype="int32")
-        own = ops.expand_dims(begun < size, 2)
+    k, v = (ops.reshape(x, (-1, count, *x.shape[2:])) for x in (k, v))
+    allowed = None
+    if position is not None:
+        k, v = (_with_next_segment(x, b, blocks + 1) for x in (k, v))
+        steps = ops.expand_dims(position % size, 1) + ops.arange(length, dtype="int32")
+        own = ops.expand_dims(steps < size, 2)
         own = ops.broadcast_to(own, (b, length, count))
         allowed = ops.concatenate([own, ops.logical_not(own)], axis=2)
         allowed = ops.expand_dims(ops.repeat(allowed, blocks, axis=0), 1)
@@ -100,8 +138,8 @@ def read_tokens(q, k, v, *, size, count, position=None, dropout=None):
     return mixed, ops.reshape(totals, (b, blocks * length, totals.shape[2]))[:, :t]
 
 
-def _with_the_next(x, b, count):
-    """The tokens of each of `count` segments but the last, and of the next: `(z, 2 r, h, d)`."""
+def _with_next_segment(x, b, count):
+    """The tokens of each of `count` segments but the last, and of the next, `(z, 2 r, h, d)`."""
     width = math.prod(x.shape[1:])
     each = ops.reshape(x, (b, count, width))
     both = ops.concatenate([each[:, :-1], each[:, 1:]], axis=2)

@@ -1,16 +1,32 @@
-"""A loop over time, for what is no sum: each step needs the state before it."""
+"""A loop over time, for states that are not sums: each step needs the state before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
 
+Tensor = Any
 
-def states_before(step, inputs, state):
-    """The state before each of n steps, `(b, n, w)`.
+
+def states_before(
+    step: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, state: Tensor
+) -> Tensor:
+    """Return the state before each of n steps, `(b, n, w)`.
 
     Args:
-        step: function of one step, `inputs (b, m)` and `state (b, w)`, to the next state.
+        step: Function of one step, from `inputs (b, m)` and `state (b, w)` to the next state.
         inputs: `(b, n, m)`.
-        state: `(b, w)`, before the first step.
+        state: `(b, w)`, the state before the first step.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_cosattn.ops.recurrence import states_before
+    >>> inputs, state = np.ones((2, 5, 3), "float32"), np.zeros((2, 3), "float32")
+    >>> tuple(states_before(lambda x, state: 0.5 * state + x, inputs, state).shape)
+    (2, 5, 3)
     """
     if inputs.shape[1] == 1:
         return ops.expand_dims(state, 1)
@@ -20,7 +36,7 @@ def states_before(step, inputs, state):
 
 
 class _Cell(keras.layers.Layer):
-    """A step that gives the state it found."""
+    """One step of the loop, whose output is the state before it."""
 
     def __init__(self, step, state):
         super().__init__(dtype=state.dtype)
@@ -28,5 +44,5 @@ class _Cell(keras.layers.Layer):
         self.state_size = self.output_size = state.shape[1]
 
     def call(self, inputs, states, training=None):
-        found = states[0]
-        return found, [ops.reshape(self.step(inputs, found), ops.shape(found))]
+        state = states[0]
+        return state, [ops.reshape(self.step(inputs, state), ops.shape(state))]

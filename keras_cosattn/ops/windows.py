@@ -1,63 +1,76 @@
-"""Softmax attention in blocks: each block of queries against the few blocks of keys around it.
+"""Softmax attention in blocks: each block of queries attends to the few blocks of keys around it.
 
-What a query may see inside that reach is told by a function of numbers known of each step (its
-index, its segment, its bucket), so windows, segments and sorted buckets are one algorithm. No
-loop: blocks are a batch axis, the graph is the same for every length.
+Which of those keys a query can attend to is decided by a function of numbers of each step, such as
+its index, its segment or its bucket. So windows, segments and sorted buckets are one algorithm. It
+has no loop: blocks are a batch axis, and the graph is the same for every length.
 
 Shapes: n blocks of C steps, z = b * n; S = (before + 1 + after) C keys for each block.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from keras import ops
 
 from keras_cosattn.ops import arrays, dense, timesteps
 
+Tensor = Any
+Steps = Mapping[str, Tensor]
+
 
 def attend_in_blocks(
-    q,
-    k,
-    v,
-    q_steps,
-    k_steps,
-    sees,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_steps: Steps,
+    k_steps: Steps,
+    can_attend: Callable[[Steps, Steps], Tensor],
     *,
-    size,
-    before=0,
-    after=0,
-    memory=None,
-    beside=None,
-    place=None,
-    dropout=None,
-    log_totals=False,
-):
-    """Each query attends, among the keys of its reach, to those that `sees` allows.
+    size: int,
+    before: int = 0,
+    after: int = 0,
+    memory: Sequence[Any] | None = None,
+    global_keys: tuple[Tensor, Tensor, Steps] | None = None,
+    encode_positions: Callable | None = None,
+    dropout: Callable | None = None,
+    log_totals: bool = False,
+) -> Any:
+    """Attend, for each query, to the keys of its blocks that `can_attend` allows.
 
-    The keys begin `before * size` steps earlier than the queries: query i stands where key
-    `before * size + i` does. (What is not there is False in `sees`, as are steps past the end,
-    where all numbers are zero.)
+    The keys begin `before * size` steps earlier than the queries: query i is at the same step as
+    key `before * size + i`. `can_attend` must be False for missing steps there. It must be False,
+    too, for steps past the end, for which all numbers are zero.
+
+    O(t (before + 1 + after) C (d + e)) time, O(t (before + 1 + after) C) memory per head. The m
+    `global_keys` add O(t m (d + e)) time and O(t m (1 + (d + e) / C)) memory.
 
     Args:
-        q: `(b, t, h, d)`; h a multiple of the key heads.
-        k, v: `(b, before * size + s, hk, d)` and `(.., e)`, any s; must be finite.
-        q_steps, k_steps: dicts of numbers of each step, `(b, t)` and `(b, before * size + s)`;
-            both have `"position"` if `place` is given. Of keys, `"bias"` is added to the scores.
-        sees: function of the two dicts, whose values are then `(z, C, 1)` and `(z, 1, S)`, to the
-            bool `(z, C, S)`.
-        size: C.
-        before, after: how many blocks the reach goes back and forth.
-        memory: `(k, v, which)`: keys and values to take in place of k and v, of their shapes, for
-            the pairs that `which` tells: a function as `sees`, at twice the cost, or None for
-            the keys before the query's block.
-        beside: m more keys of each example that all its blocks have: `(k, v, steps)`, of shapes
-            `(b, m, hk, d)` and `(b, m, hk, e)`; steps as `k_steps`.
-        place: function `(q, k, query_positions, key_positions) -> (q, k, bias)` for blocks.
-        dropout: function applied to the weights `(z, h, C, S)`.
-        log_totals: also return what `dense.attend` says of it, `(b, t, h)`.
+        q: `(b, t, h, d)`; h is a multiple of the key heads.
+        k: `(b, before * size + s, hk, d)`, any s; finite.
+        v: `(b, before * size + s, hk, e)`, finite.
+        q_steps: Dict of numbers of each query, `(b, t)`, with `"position"` if `encode_positions`
+            is given.
+        k_steps: Dict of numbers of each key, `(b, before * size + s)`, likewise. Its `"bias"` is
+            added to the scores.
+        can_attend: Function of the two dicts, with values `(z, C, 1)` and `(z, 1, S)`, to the bool
+            `(z, C, S)`.
+        size: Integer, C.
+        before, after: Integers, the numbers of blocks around its own that a query can attend to.
+        memory: `(k, v, which)`: keys and values in place of k and v, of their shapes, for the
+            pairs that `which` selects: a function like `can_attend`, at twice the cost, or `None`
+            for the keys before the query's block.
+        global_keys: `(k, v, steps)`: m additional keys that all blocks of an example share,
+            `(b, m, hk, d)` and `(b, m, hk, e)`; `steps` is a dict like `k_steps`.
+        encode_positions: Function `(q, k, query_positions, key_positions) -> (q, k, bias)` of
+            blocks.
+        dropout: Function applied to the weights `(z, h, C, S)`.
+        log_totals: Boolean, whether to return the log totals of `dense.attend`, too, `(b, t, h)`.
 
-    Returns `(b, t, h, e)`; a query that sees nothing gives zero.
-    O(t (before + 1 + after) C (d + e)) time, O(t (before + 1 + after) C) memory per head; m
-    keys beside them add O(t m (d + e)) time and O(t m (1 + (d + e) / C)) memory.
+    Returns:
+        `(b, t, h, e)`. A query that attends to nothing gives zero.
     """
     b, t = ops.shape(q)[:2]
     if isinstance(t, int) and t <= size:
@@ -85,38 +98,39 @@ def attend_in_blocks(
     k_steps = {name: keys(x) for name, x in k_steps.items()}
     if which is not None:
         memory = [keys(x) for x in memory]
-    if beside is not None:
-        k, v = _join(k, beside[0], n), _join(v, beside[1], n)
+    if global_keys is not None:
+        *more, more_steps = global_keys
+        k, v = (_join(x, new, n) for x, new in zip((k, v), more, strict=True))
         if which is not None:
-            memory = [_join(x, more, n) for x, more in zip(memory, beside[:2], strict=True)]
-        k_steps = {name: _join(x, beside[2][name], n) for name, x in k_steps.items()}
+            memory = [_join(x, new, n) for x, new in zip(memory, more, strict=True)]
+        k_steps = {name: _join(x, more_steps[name], n) for name, x in k_steps.items()}
     rows = {name: ops.expand_dims(x, 2) for name, x in q_steps.items()}
     columns = {name: ops.expand_dims(x, 1) for name, x in k_steps.items()}
-    allowed = sees(rows, columns)
+    allowed = can_attend(rows, columns)
     if which is not None:
-        # Every key twice, the second time that of the memory; a pair sees one of the two.
+        # Every key is there twice, as itself and as memory. A pair uses one of the two.
         earlier = ops.logical_and(allowed, which(rows, columns))
         allowed = ops.concatenate([ops.logical_xor(allowed, earlier), earlier], axis=2)
         k, v = (ops.concatenate(both, axis=1) for both in zip((k, v), memory, strict=True))
         k_steps = {name: ops.concatenate([x, x], axis=1) for name, x in k_steps.items()}
     bias = None
-    if place is not None:
-        q, k, bias = place(q, k, q_steps["position"], k_steps["position"])
+    if encode_positions is not None:
+        q, k, bias = encode_positions(q, k, q_steps["position"], k_steps["position"])
     if "bias" in k_steps:
-        added = ops.expand_dims(ops.expand_dims(k_steps["bias"], 1), 1)
+        added = ops.expand_dims(k_steps["bias"], (1, 2))
         bias = added if bias is None else bias + added
-    found = dense.attend(q, k, v, ops.expand_dims(allowed, 1), dropout, bias, log_totals)
-    mixed = ops.reshape(found[0], (b, n * size_q, *found[0].shape[2:]))[:, :t]
+    mixed, *more = dense.attend(q, k, v, ops.expand_dims(allowed, 1), dropout, bias, log_totals)
+    mixed = ops.reshape(mixed, (b, n * size_q, *mixed.shape[2:]))[:, :t]
     if not log_totals:
         return mixed
-    totals = ops.transpose(found[2], (0, 2, 1))
+    totals = ops.transpose(more[1], (0, 2, 1))
     return mixed, ops.reshape(totals, (b, n * size_q, totals.shape[2]))[:, :t]
 
 
 def _reach(x, n, size, before, after, earlier=None):
     """`(b, (n + before + after) C, ...)` as the keys of each of n blocks, `(z, S, ...)`.
 
-    Those before a block are from `earlier`, of the same shape, if it is given.
+    If `earlier`, of the same shape, is given, it has the keys before a block.
     """
     width = size
     for axis in x.shape[2:]:
@@ -140,61 +154,61 @@ def _join(x, more, n):
 
 
 def window_attention(
-    q,
-    k,
-    v,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
-    size,
-    look_back=0,
-    look_ahead=0,
-    causal=False,
-    mask=None,
-    segments=None,
-    memory=None,
-    summaries=None,
-    state=None,
-    place=None,
-    dropout=None,
-    log_totals=False,
-):
-    """Attention inside segments of C steps and `look_back` steps before, `look_ahead` after each.
+    size: int,
+    look_back: int = 0,
+    look_ahead: int = 0,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    segments: Tensor | None = None,
+    memory: tuple[Tensor, Tensor] | None = None,
+    summaries: Steps | None = None,
+    state: Steps | None = None,
+    encode_positions: Callable | None = None,
+    dropout: Callable | None = None,
+    log_totals: bool = False,
+) -> tuple[Any, Any]:
+    """Attend inside segments of C steps, `look_back` steps before and `look_ahead` after them.
 
-    Step t, in the segment that begins at `start_t = C floor(t / C)`, sees the steps s with
+    Step t, in the segment that begins at `start_t = C floor(t / C)`, attends to the steps s with
     `start_t - look_back <= s < start_t + C + look_ahead`, and if `causal` `s <= t`. Queries and
-    keys count their positions from the same start; their real steps come first.
-
-    Args:
-        q, k, v: `(b, t, h, d)`, `(b, s, hk, d)`, `(b, s, hk, e)`.
-        size: C.
-        look_back, look_ahead: in steps; the latter is not used if `causal`.
-        causal: let query t see keys s <= t.
-        mask: `(b, s)`, the real keys.
-        segments: `(b, t)`, t = s, from `segment_numbers`: a step sees its own number only,
-            and positions count from its first step.
-        memory: `(k, v)`, which queries see in place of k and v before their segment: the same
-            numbers with another gradient. The state then gives none there.
-        summaries: of whole segments, for the queries that do not see their steps: a dict with
-            `"key"`, `"value"` `(b, m, hk, d or e)`, `"index"` (that of the first step, counted
-            from the first query), `"position"`, `"real"`, `"bias"`, and `"segment"` if there are
-            `segments`; `look_back` and `look_ahead` are then multiples of C. If `causal`, a query
-            sees those of the past.
-        state: what an earlier call returned, for `causal` self-attention without `segments`.
-        place, dropout, log_totals: as `attend_in_blocks`.
-
-    Returns:
-        What `attend_in_blocks` does, and the new state (None without one): the last steps that can
-        still be seen, `{"key", "value": (b, window_length(size, look_back), hk, d or e),
-        "position": (b,)}`.
+    keys count their positions from the same start; their valid steps come first.
 
     O(t (C + look_back + look_ahead) (d + e)) time and O(t (C + look_back + look_ahead)) memory
     per head; the state is O((C + look_back) (d + e)).
+
+    Args:
+        q, k, v: `(b, t, h, d)`, `(b, s, hk, d)`, `(b, s, hk, e)`.
+        size: Integer, C.
+        look_back, look_ahead: Integers, in steps. The latter is not used if `causal`.
+        causal: Boolean, whether query t attends to keys s <= t only.
+        mask: Boolean `(b, s)`, the valid keys.
+        segments: Integer `(b, t)`, t = s, from `timesteps.segment_numbers`: a step attends to its
+            own number only, where positions begin at zero.
+        memory: `(k, v)`, which queries use in place of k and v before their segment: the same
+            numbers with another gradient. The state then gives no gradient there.
+        summaries: Keys of whole segments, for queries that do not attend to their steps: a dict
+            with `"key"`, `"value"` `(b, m, hk, d or e)`, `"index"` (that of the first step,
+            counted from the first query), `"position"`, `"valid"`, `"bias"`, and `"segment"` if
+            there are `segments`. `look_back` and `look_ahead` are then multiples of C. If
+            `causal`, a query attends to those of the past.
+        state: The state of an earlier call, for `causal` self-attention without `segments`.
+        encode_positions, dropout, log_totals: As `attend_in_blocks`.
+
+    Returns:
+        The result of `attend_in_blocks`, and the new state (`None` without one): the last steps
+        that later steps can attend to, `{"key", "value": (b, window_length(size, look_back), hk,
+        d or e), "position": (b,)}`.
     """
     b, t = ops.shape(q)[:2]
     s = ops.shape(k)[1]
     aligned = state is None and segments is None
     k, v = arrays.zero_masked(k, mask), arrays.zero_masked(v, mask)
     if memory is not None:
-        memory = [arrays.zero_masked(x, mask) for x in memory]
+        memory = (arrays.zero_masked(memory[0], mask), arrays.zero_masked(memory[1], mask))
     slack = 0 if aligned else size - 1
     before = -(-(look_back + slack) // size)
     after = 0 if causal else -(-(look_ahead + slack) // size)
@@ -204,51 +218,51 @@ def window_attention(
     position = ops.broadcast_to(position, (b, t))
     index = ops.broadcast_to(ops.expand_dims(ops.arange(t, dtype="int32"), 0), (b, t))
     q_steps = {"index": index, "position": position, "start": index - position % size}
-    real = ops.ones((b, s), "bool") if mask is None else mask
+    valid = ops.ones((b, s), "bool") if mask is None else mask
     k_position = _steps(b, s) if aligned else position
-    k_steps = {"index": _steps(b, s), "position": k_position, "real": real}
+    k_steps = {"index": _steps(b, s), "position": k_position, "valid": valid}
     if segments is not None:
         q_steps["segment"] = k_steps["segment"] = segments
     if summaries is not None:
-        summaries = {**summaries, "summary": ops.ones_like(summaries["real"])}
-        k_steps |= {"summary": ops.zeros_like(real), "bias": ops.zeros((b, s))}
+        summaries = {**summaries, "summary": ops.ones_like(summaries["valid"])}
+        k_steps |= {"summary": ops.zeros_like(valid), "bias": ops.zeros((b, s))}
     length = before * size
     k_steps = _steps_after_history(k_steps, state, length)
     if memory is not None:
-        still = state and {name: ops.stop_gradient(x) for name, x in state.items()}
-        memory = _after_history(*memory, still, length)
+        stopped = state and {name: ops.stop_gradient(x) for name, x in state.items()}
+        memory = _after_history(*memory, stopped, length)
     k, v = _after_history(k, v, state, length)
 
-    def sees(q, k):
-        far = k["index"] < q["start"] - look_back
+    def can_attend(q, k):
+        too_early = k["index"] < q["start"] - look_back
         last = q["index"] if causal else q["start"] + (size + look_ahead - 1)
-        seen = ops.logical_and(ops.logical_not(far), k["index"] <= last)
+        near = ops.logical_and(ops.logical_not(too_early), k["index"] <= last)
         if summaries is not None:
-            seen = ops.where(k["summary"], far if causal else ops.logical_not(seen), seen)
-        seen = ops.logical_and(seen, k["real"])
-        return seen if segments is None else ops.logical_and(seen, q["segment"] == k["segment"])
+            near = ops.where(k["summary"], too_early if causal else ops.logical_not(near), near)
+        near = ops.logical_and(near, k["valid"])
+        return near if segments is None else ops.logical_and(near, q["segment"] == k["segment"])
 
-    def earlier(q, k):
+    def before_segment(q, k):
         return k["index"] < q["start"]
 
-    beside = None if summaries is None else (summaries["key"], summaries["value"], summaries)
+    global_keys = None if summaries is None else (summaries["key"], summaries["value"], summaries)
     mixed = attend_in_blocks(
-        q, k, v, q_steps, k_steps, sees,
-        size=size, before=before, after=after, place=place, dropout=dropout, beside=beside,
-        memory=None if memory is None else (*memory, None if aligned else earlier),
-        log_totals=log_totals,
+        q, k, v, q_steps, k_steps, can_attend,
+        size=size, before=before, after=after, global_keys=global_keys,
+        memory=None if memory is None else (*memory, None if aligned else before_segment),
+        encode_positions=encode_positions, dropout=dropout, log_totals=log_totals,
     )  # fmt: skip
     if state is None:
         return mixed, None
     return mixed, {
         "key": timesteps.last_valid(k, mask, length),
         "value": timesteps.last_valid(v, mask, length),
-        "position": state["position"] + ops.sum(ops.cast(real, "int32"), axis=1),
+        "position": timesteps.advance(state["position"], s, mask),
     }
 
 
-def window_length(size, look_back):
-    """How many steps the state of `window_attention` holds: the next step can see no more."""
+def window_length(size: int, look_back: int) -> int:
+    """Return the number of steps in the state of `window_attention`: all that later steps need."""
     return -(-(look_back + size - 1) // size) * size
 
 
@@ -257,7 +271,7 @@ def _steps(b, s):
 
 
 def _after_history(k, v, state, length):
-    """Keys and values behind those of the `length` steps that came before."""
+    """Keys and values, preceded by those of the `length` steps before them."""
     if length == 0:
         return k, v
     if state is None:
@@ -267,19 +281,19 @@ def _after_history(k, v, state, length):
 
 
 def _steps_after_history(steps, state, length):
-    """The numbers of the keys behind those of the `length` steps that came before."""
+    """The numbers of the keys, preceded by those of the `length` steps before them."""
     if length == 0:
         return steps
-    b = ops.shape(steps["real"])[0]
-    behind = _steps(b, length) - length  # -length .. -1
+    b = ops.shape(steps["valid"])[0]
+    index = _steps(b, length) - length  # -length .. -1
     if state is None:
-        known, count = ops.zeros((b, length), "bool"), 0
+        valid, count = ops.zeros((b, length), "bool"), 0
     else:
         count = ops.expand_dims(state["position"], 1)
-        known = behind + count >= 0
-    before = {"index": behind, "position": ops.maximum(behind + count, 0), "real": known}
+        valid = index + count >= 0
+    history = {"index": index, "position": ops.maximum(index + count, 0), "valid": valid}
     if "segment" in steps:
-        before["segment"] = ops.full((b, length), -1, "int32")
+        history["segment"] = ops.full((b, length), -1, "int32")
     if "summary" in steps:
-        before |= {"summary": ops.zeros_like(known), "bias": ops.zeros((b, length))}
-    return {name: ops.concatenate([before[name], x], axis=1) for name, x in steps.items()}
+        history |= {"summary": ops.zeros_like(valid), "bias": ops.zeros((b, length))}
+    return {name: ops.concatenate([history[name], x], axis=1) for name, x in steps.items()}

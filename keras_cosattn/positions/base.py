@@ -10,7 +10,9 @@ from keras import ops
 from keras_cosattn.component import Component
 
 if TYPE_CHECKING:
-    from keras_cosattn.layer_options import LayerOptions, Unpack
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 Tensor = Any
 Shape = tuple[Any, ...]

@@ -10,7 +10,9 @@ from keras_cosattn.ops.rotation import apply_rotation
 from keras_cosattn.positions.base import Position, Tensor
 
 if TYPE_CHECKING:
-    from keras_cosattn.layer_options import LayerOptions, Unpack
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")

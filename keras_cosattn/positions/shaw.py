@@ -13,7 +13,9 @@ from keras_cosattn.ops.arguments import integer
 from keras_cosattn.positions.base import LearnedPosition, Shape, Tensor, distances
 
 if TYPE_CHECKING:
-    from keras_cosattn.layer_options import LayerOptions, Unpack
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")

@@ -14,7 +14,9 @@ from keras_cosattn.ops.arguments import integer
 from keras_cosattn.positions.base import LearnedPosition, Shape, Tensor, distances
 
 if TYPE_CHECKING:
-    from keras_cosattn.layer_options import LayerOptions, Unpack
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 
 def buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> np.ndarray:

@@ -12,7 +12,9 @@ from keras_cosattn.ops.rotation import apply_rotation
 from keras_cosattn.positions.base import Position, Tensor
 
 if TYPE_CHECKING:
-    from keras_cosattn.layer_options import LayerOptions, Unpack
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 LARGEST_EXPONENT = 80.0  # e^80 is below the largest float32 number, about e^88
 LARGEST_POSITION = 2**31 - 1

@@ -12,7 +12,9 @@ from keras_cosattn.transformer.attention_config import attention_config, build_a
 from keras_cosattn.transformer.masked_inputs import MaskedInputs
 
 if TYPE_CHECKING:
-    from keras_cosattn.layer_options import LayerOptions, Unpack
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 Tensor = Any
 

@@ -18,7 +18,9 @@ from keras_cosattn.transformer.initial_caches import InitialCaches
 from keras_cosattn.transformer.state_cache import hold, release
 
 if TYPE_CHECKING:
-    from keras_cosattn.layer_options import LayerOptions, Unpack
+    from typing_extensions import Unpack
+
+    from keras_cosattn.layer_options import LayerOptions
 
 CACHES = "self_attention_cache", "cross_attention_cache"
 

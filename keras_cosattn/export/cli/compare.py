@@ -160,7 +160,7 @@ def measure_row(
     difference, sqnr = internals.compare_outputs(expected, found)
     return {
         **json.loads(process.stdout.splitlines()[-1]),
-        "bytes": internals.file_size(path),
+        "bytes": internals.size_on_disk(path),
         "difference": difference,
         "sqnr": sqnr,
     }

@@ -12,30 +12,29 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_cosattn.export import checks, files, layout
-from keras_cosattn.export.graph import Graph
-from keras_cosattn.export.plan import SIGNATURES, Plan
+from keras_cosattn.export import checks
+from keras_cosattn.export.export_options import SIGNATURES, ExportOptions
+from keras_cosattn.export.export_plan import make_plan
+from keras_cosattn.export.file_metadata import content_id, size_on_disk
+from keras_cosattn.export.memory_plan import largest_tensors, plan_memory
 from keras_cosattn.export.quantization import QUANTIZATIONS
+from keras_cosattn.export.stream_state import zero_state
 from keras_cosattn.export.targets import TARGETS
+from keras_cosattn.export.tflite_graph import TFLiteGraph
 
 __all__ = [
     "QUANTIZATIONS",
     "SIGNATURES",
     "TARGETS",
     "ComparedModel",
-    "Graph",
+    "TFLiteGraph",
     "compare_outputs",
     "content_id",
-    "file_size",
     "largest_tensors",
-    "memory_layout",
+    "plan_memory",
+    "size_on_disk",
     "why_refused",
 ]
-
-file_size = files.size
-content_id = files.content_id
-memory_layout = layout.allocated
-largest_tensors = layout.largest_tensors
 
 
 class ComparedModel:
@@ -56,30 +55,33 @@ class ComparedModel:
 
     def __init__(self, model: Any, x: Any) -> None:
         self.batch_size = len(keras.tree.flatten(x)[0])
-        self._plan = Plan(model, sample=x, batch_size=self.batch_size)
-        self.inputs = self._plan.named_inputs(x)
-        self.signatures = ["serve", "step"] if self._plan.stream else ["serve"]
-        self.whole_only = self._plan.whole_only
-        self.max_steps = self._plan.stream.max_steps if self._plan.stream else None
-        self.zero_state = self._plan.zero_state()
+        plan = make_plan(model, x, ExportOptions(batch_size=self.batch_size))
+        self._named, self._stream = plan.named, plan.stream
+        self.inputs: dict[str, Any] = plan.named.named_inputs(x)
+        self.whole_only = plan.whole_only
+        self.signatures, self.max_steps, self.zero_state = ["serve"], None, {}
+        if plan.stream is not None:
+            self.signatures = ["serve", "step"]
+            self.max_steps = plan.stream.max_steps
+            self.zero_state = zero_state(plan.stream, self.batch_size)
 
     def compile(self) -> dict[str, Callable[[dict], dict]]:
         """Signature -> its compiled function, from and to dicts of arrays."""
         import tensorflow as tf
 
-        plan = self._plan
-        whole = tf.function(lambda x: plan.model(x, training=False))
+        named = self._named
+        whole = tf.function(lambda x: named.model(x, training=False))
 
         def serve(x):
-            return plan.named_outputs(whole(plan.nest(x)))
+            return named.numpy_outputs(whole(named.nest(x)))
 
-        if plan.stream is None:
+        if self._stream is None:
             return {"serve": serve}
-        stream = tf.function(plan.stream)
+        stream = tf.function(self._stream)
 
         def step(x):
-            y, state = stream(plan.nest(x), {key: x[key] for key in self.zero_state})
-            return {**plan.named_outputs(y), **state}
+            y, state = stream(named.nest(x), {key: x[key] for key in self.zero_state})
+            return {**named.numpy_outputs(y), **state}
 
         return {"serve": serve, "step": step}
 
@@ -92,7 +94,7 @@ def compare_outputs(
     return max(map(checks.largest_difference, pairs)), min(map(checks.sqnr, pairs))
 
 
-def why_refused(name: str, graph: Graph, quantize: str | None) -> str | None:
+def why_refused(name: str, graph: TFLiteGraph, quantize: str | None) -> str | None:
     """The reason why a target cannot run a file; None if it can."""
     target = TARGETS[name]()
     if target.one_signature and len(graph.signatures) > 1:
@@ -100,8 +102,8 @@ def why_refused(name: str, graph: Graph, quantize: str | None) -> str | None:
     if quantize not in target.quantizations:
         return f"no: it does not run {quantize}"
     sizes = types.SimpleNamespace(  # of the file, in the form of an export's plan
-        functions=graph.signatures, specs=lambda name: graph.specs(name)[0],
-        batch_size=None, length=None, prefill_chunk=None,
+        functions=graph.signatures, options=ExportOptions(),
+        input_sizes=lambda name: graph.specs(name)[0],
     )  # fmt: skip
     try:
         target.check_shapes(sizes, quantize)

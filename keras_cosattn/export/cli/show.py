@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print all about the file."""
     content = pathlib.Path(arguments.file).read_bytes()
-    metadata, graph = read_metadata(arguments.file, content), internals.Graph(content)
+    metadata, graph = read_metadata(arguments.file, content), internals.TFLiteGraph(content)
     print(f"{arguments.file}: {len(content):,} bytes, {graph.constant_bytes:,} of them constants")
     print(f"  {origin(metadata)}")
     show_state(graph, metadata)
@@ -68,14 +68,16 @@ def origin(metadata: Metadata) -> str:
     return "; ".join([*parts, f"by {made}"])
 
 
-def show_state(graph: internals.Graph, metadata: Metadata) -> None:
+def show_state(graph: internals.TFLiteGraph, metadata: Metadata) -> None:
     """Print the tensors of the state, unless they are variables."""
     specs = {key: spec for name in graph.signatures for key, spec in graph.specs(name)[1].items()}
     for key in (key for key in metadata.get("state", ()) if key in specs):
         print(f"  state {key} {format_spec(*specs[key])}")
 
 
-def show_signature(name: str, graph: internals.Graph, metadata: Metadata, length: int) -> None:
+def show_signature(
+    name: str, graph: internals.TFLiteGraph, metadata: Metadata, length: int
+) -> None:
     """Print a signature: inputs, outputs, accuracy, memory and ops."""
     print(name)
     show_ends(graph.specs(name), metadata.get("state", ()))
@@ -111,14 +113,14 @@ def format_spec(shape: tuple[int | None, ...], dtype: str) -> str:
     return f"[{', '.join('any' if n is None else str(n) for n in shape)}] {dtype}"
 
 
-def show_memory(name: str, graph: internals.Graph, length: int) -> None:
+def show_memory(name: str, graph: internals.TFLiteGraph, length: int) -> None:
     """Print the memory that a signature needs, and its largest tensors."""
     shapes = {
         key: tuple(n or (length if axis else 1) for axis, n in enumerate(shape))
         for key, (shape, _) in graph.specs(name)[0].items()
     }
     try:
-        partitions, peak = internals.memory_layout(graph, name, shapes)
+        partitions, peak = internals.plan_memory(graph, name, shapes)
         largest = internals.largest_tensors(graph, name, shapes)
     except (RuntimeError, ValueError) as error:  # such as ops that LiteRT does not have
         print(f"  memory unknown: {' '.join(str(error).split())}")

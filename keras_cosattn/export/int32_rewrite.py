@@ -1,11 +1,15 @@
-"""TFLite graphs with integers of 32 bits, for runtimes that lack those of 64."""
+"""Integers of 32 bits in a TFLite graph, for runtimes that lack those of 64 bits."""
+
+from __future__ import annotations
 
 import numpy as np
 
+from keras_cosattn.export.tflite_graph import TFLiteGraph
 
-def narrow(graph):
-    """Hold in 32 bits what is held in 64, unless a signature takes or gives that or a constant
-    does not fit.
+
+def use_int32(graph: TFLiteGraph) -> None:
+    """Make int32 of every int64, unless a signature takes or gives int64, or a constant is too
+    large.
     """
     types, graphs = graph.tensor_types, graph.model.subgraphs
     wide = [t for subgraph in graphs for t in subgraph.tensors if t.type == types.INT64]

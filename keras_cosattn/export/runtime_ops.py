@@ -1,4 +1,4 @@
-"""The ops of older and smaller runtimes, each asked by loading a model of that one op."""
+"""The ops of older and smaller runtimes, measured by loading a model of each op."""
 
 TFLITE_RUNTIME_2_14 = {
     "ABS": 5, "ADD": 5, "ADD_N": 1, "ARG_MAX": 3, "ARG_MIN": 3, "ASSIGN_VARIABLE": 1, "ATAN2": 1,
