@@ -12,10 +12,13 @@ from variants import CASES, CAUSAL, STREAMING, TOKENS, VARIANTS, build, inputs
 from keras_cosattn import (
     CosFormerAttention,
     LinearAttention,
+    PerformerAttention,
     RecurrentMemoryAttention,
     RoutedAttention,
     SoftmaxAttention,
+    Streaming,
 )
+from keras_cosattn.attention.constant_values import check_queries_are_independent
 
 MHA = keras.layers.MultiHeadAttention
 LINEAR = [cls for cls in VARIANTS if cls not in (SoftmaxAttention, RoutedAttention)]
@@ -214,6 +217,25 @@ def test_a_gate_streams(case, rng):
     model = keras.Model(x, build(case, use_gate=True)(x, x, use_causal_mask=True))
     example = inputs(rng, 2, 9, WIDTH)
     assert_close(streamed(model, example, [1, 4, 5]), model(example), 1e-4)
+
+
+@pytest.mark.parametrize("cls", [LinearAttention, PerformerAttention])
+def test_a_gate_streams_in_cross_attention(cls, rng):
+    x, encoded = keras.Input((None, WIDTH)), keras.Input((None, 8), name="encoded")
+    model = keras.Model([x, encoded], cls(2, 4, use_gate=True)(x, encoded))
+    queries, values = inputs(rng, 2, 6, WIDTH), inputs(rng, 2, 5, 8)
+    stream = Streaming(model, [queries, values], constants=["encoded"])
+    found, state = [], stream.initial_state(2, {"encoded": values})
+    for piece in np.split(queries, [1, 4], axis=1):
+        y, state = stream(piece, state)
+        found.append(y)
+    assert_close(np.concatenate(found, axis=1), model([queries, values]))
+
+
+def test_a_sliding_window_does_not_stream_in_cross_attention():
+    layer = SoftmaxAttention(2, 4, sliding_window=3)
+    with pytest.raises(ValueError, match=r"cannot stream in cross-attention.*`sliding_window`"):
+        check_queries_are_independent(layer)
 
 
 @pytest.mark.parametrize("sliding_window", [1, 3, 50])
