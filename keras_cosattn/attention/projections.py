@@ -61,7 +61,12 @@ class HeadProjections(keras.layers.Layer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.seed = seed
         self.supports_masking = True
-        self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.sum_dtype)
+        self.dropout_layer = keras.layers.Dropout(
+            dropout,
+            seed=seed,
+            dtype=self.dtype_policy,
+            autocast=False,  # weights keep their dtype
+        )
 
     def build(self, query_shape, value_shape, key_shape=None):
         key_shape = value_shape if key_shape is None else key_shape
