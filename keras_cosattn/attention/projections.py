@@ -82,7 +82,12 @@ class HeadProjections(keras.layers.Layer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.seed = seed
         self.supports_masking = True
-        self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.sum_dtype)
+        self.dropout_layer = keras.layers.Dropout(
+            dropout,
+            seed=seed,
+            dtype=self.dtype_policy,
+            autocast=False,  # weights keep their dtype
+        )
 
     @property
     def sum_dtype(self) -> str:

@@ -15,7 +15,7 @@ class InitialCaches:
     built: bool
     self_attention: Any
     cross_attention: Any
-    _widths: Any
+    _widths: tuple[int, Any]  # of the decoder's and the encoder's sequence
 
     def initial_self_attention_cache(self, batch_size: Any, max_length: int | None = None) -> Any:
         """Return the cache of the self-attention before the first step.
