@@ -37,5 +37,12 @@ class Component(keras.layers.Layer):
         options["autocast"] = False
         return super().add_weight(*args, initializer=initializer, **options)
 
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that all layers have; a subclass adds its own.
+
+        Without this method Keras would save the arguments of the constructor as they were given.
+        """
+        return super().get_config()
+
     def _constructor_arguments(self) -> dict[str, Any]:
         return self.get_config()

@@ -236,7 +236,7 @@ def test_a_stream_past_its_end_stays_finite(case, rng):
     one, x = keras.Input((None, WIDTH)), inputs(rng, 2, 9, WIDTH)
     layer = build(case, max_length=6)
     stream = Streaming(keras.Model(one, layer(one, one, use_causal_mask=True)), sample=x[:, :6])
-    with pytest.raises(ValueError, match="ends after 6 steps"):
+    with pytest.raises(ValueError, match="at most 6 steps"):
         stream(x, stream.initial_state(2))
     if BACKEND == "tensorflow":
         import tensorflow as tf

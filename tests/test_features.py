@@ -70,7 +70,9 @@ def test_layer_equals_the_sum_of_its_features(name, causal, rng):
     starts = [to_numpy(w) for w in layer.trainable_variables]
 
     def outputs(x, *weights):
-        return layer.stateless_call(weights, [], x, x, value_mask=mask, use_causal_mask=causal)[0]
+        return layer.stateless_call(
+            weights, [], x, x, query_mask=mask, value_mask=mask, use_causal_mask=causal
+        )[0]
 
     exact = expected(name, layer, x, how)
     g = rng.normal(size=exact.shape).astype("float32")

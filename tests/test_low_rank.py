@@ -118,7 +118,7 @@ def test_more_steps_than_max_length_are_refused():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"use_causal_mask": True}, "cannot be causal.*the future too"),
+        ({"use_causal_mask": True}, "cannot be causal.*also of the future"),
         ({"segment_ids": np.zeros((1, 3), "int32")}, "cannot pack.*would mix the segments"),
     ],
 )

@@ -337,7 +337,7 @@ def test_without_tokens_there_is_no_trace_of_them(rng):
 
 
 def test_tokens_of_another_width_than_the_output_are_refused():
-    with pytest.raises(ValueError, match=r"Leave out `output_shape`.*output_shape=8.*6"):
+    with pytest.raises(ValueError, match=r"Leave out `output_shape`.*output_shape=\(8,\).*6"):
         RecurrentMemoryAttention(2, 3, num_memory_tokens=1, output_shape=8).build(
             (None, None, 6), (None, None, 6)
         )

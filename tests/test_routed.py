@@ -362,7 +362,7 @@ def test_becomes_a_tflite_file(tmp_path):
         ),
         (
             {"paths": [LinearAttention(2, 3), LinearAttention(2, 3, output_shape=4)]},
-            r"must agree in `output_shape`. Received: output_shape=\[None, 4\]",
+            r"must agree in `output_shape`. Received: output_shape=\[None, \(4,\)\]",
         ),
         ({"routing_iterations": -1}, "`routing_iterations` must be .*=-1"),
         ({"top_k": 0}, "`top_k` must be .*top_k=0"),

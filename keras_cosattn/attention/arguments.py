@@ -32,7 +32,7 @@ def own_copy(value: Any, dtype: Any) -> Any:
     and each of them saves and loads its own.
     """
     if isinstance(value, dict):
-        return keras.saving.deserialize_keras_object(value)
+        value = keras.saving.deserialize_keras_object(value)
     return value.clone(dtype) if isinstance(value, Component) else value
 
 

@@ -20,7 +20,7 @@ from keras import ops
 from keras_cosattn.ops import arrays, chunks, timesteps
 from keras_cosattn.ops.chunked import segmented_cumsum
 from keras_cosattn.ops.pointwise_features import elu_plus_one
-from keras_cosattn.ops.recurrence import states_before
+from keras_cosattn.ops.recurrence import states_before_and_after
 
 Tensor = Any
 
@@ -217,21 +217,21 @@ def _memories(k, v, flags, sums, found_run, delta_rule):
         new_v = ops.reshape(inputs[:, of_k : of_k + of_v], (-1, *v.shape[1:]))
         is_kept, own, is_written = (_flag(inputs, i - 3) for i in range(3))
         memory = ops.reshape(memory, (-1, *sums.shape[1:]))
-        new = _write(new_k, new_v, memory * own, delta_rule) * is_written
+        new = _write(new_k, new_v, memory * own, delta_rule=True) * is_written
         return ops.reshape(memory * is_kept + new, (b, math.prod(sums.shape[1:])))
 
     start = ops.reshape(sums, (b, math.prod(sums.shape[1:])))
-    inputs = ops.concatenate([flat(k), flat(v), flags], axis=2)
     if delta_rule:
-        memories = states_before(step, inputs, start)
+        inputs = ops.concatenate([flat(k), flat(v), flags], axis=2)
+        memories, after = states_before_and_after(step, inputs, start)
     else:
-        new = flat(_write(k, v, None, False)) * flags[:, :, 2:]
-        memories = ops.concatenate([ops.expand_dims(start, 1), new[:, :-1]], axis=1)
+        new = flat(_write(k, v, None, delta_rule=False)) * flags[:, :, 2:]
+        memories = ops.concatenate([ops.expand_dims(start, 1), new], axis=1)
         if found_run is None:
             memories = ops.cumsum(memories, axis=1)
         else:
-            memories = segmented_cumsum(memories, found_run)
-    after = step(inputs[:, -1], memories[:, -1])
+            memories = segmented_cumsum(memories, arrays.pad_with_last(found_run, 1))
+        memories, after = memories[:, :-1], memories[:, -1]
     return tuple(ops.reshape(x, (-1, *sums.shape[1:])) for x in (memories, after))
 
 

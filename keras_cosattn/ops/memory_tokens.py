@@ -12,7 +12,7 @@ from typing import Any
 from keras import ops
 
 from keras_cosattn.ops import arrays, dense, timesteps
-from keras_cosattn.ops.recurrence import states_before
+from keras_cosattn.ops.recurrence import states_before, states_before_and_after
 
 Tensor = Any
 
@@ -75,10 +75,9 @@ def tokens_of_segments(
         return rewrite(tokens, of_k, of_v, valid > 0)
 
     inputs = ops.concatenate(inputs, axis=2)
-    of_segments = states_before(step, inputs, tokens)
     if state is None:
-        return of_segments, None
-    last = step(inputs[:, -1], of_segments[:, -1])
+        return states_before(step, inputs, tokens), None
+    of_segments, last = states_before_and_after(step, inputs, tokens)
     of_segments = ops.concatenate([of_segments, ops.expand_dims(last, 1)], axis=1)
     finished = timesteps.advance(step_in_segment, t, mask) // size
     return of_segments, timesteps.take_steps(of_segments, ops.expand_dims(finished, 1))[:, 0]

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_cosattn.ops import arrays
+
 Tensor = Any
 
 
@@ -33,6 +35,20 @@ def states_before(
     # The one loop of Keras that has gradients in TensorFlow's functions compiled by XLA.
     loop = keras.layers.RNN(_Cell(step, state), return_sequences=True, dtype=state.dtype)
     return loop(inputs, initial_state=[state])
+
+
+def states_before_and_after(
+    step: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the state before each of n steps, `(b, n, w)`, and after the last, `(b, w)`.
+
+    Arguments as in `states_before`. A dynamic n may be 0.
+    """
+    if inputs.shape[1] is not None:
+        before = states_before(step, inputs, state)
+        return before, step(inputs[:, -1], before[:, -1])
+    before = states_before(step, arrays.pad_end(inputs, 1), state)
+    return before[:, :-1], before[:, -1]
 
 
 class _Cell(keras.layers.Layer):

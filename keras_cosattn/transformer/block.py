@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
+from keras_cosattn import scope
 from keras_cosattn.attention import Attention, SoftmaxAttention
 from keras_cosattn.transformer.attention_config import attention_config, build_attention
 from keras_cosattn.transformer.masked_inputs import MaskedInputs
@@ -160,7 +161,8 @@ class TransformerBlock(keras.layers.Layer):
                     f"{self.name}: `{name}` must have shape (batch, steps) = "
                     f"{tuple(x.shape[:2])}. Received: {name}.shape={tuple(mask.shape)}"
                 )
-        return self.masked_inputs(x, mask=mask, streamed=streamed)
+        with scope.opened(scope.current() if streamed else None):
+            return self.masked_inputs(x, mask=mask)
 
     def _check_sequence(self, name, shape):
         if len(shape) != 3:

@@ -18,7 +18,6 @@ class MaskedInputs(keras.layers.Layer):
     Call arguments:
         inputs: Tensor `(b, t, m)`.
         mask: Boolean tensor `(b, t)`, True for valid steps. None means Keras's implicit mask.
-        streamed: Boolean. Whether `inputs` are steps of the open stream, if there is one.
 
     Returns:
         The inputs with zeros where `mask`, or the mask of the open stream, is False; and `mask`,
@@ -33,7 +32,7 @@ class MaskedInputs(keras.layers.Layer):
     def compute_mask(self, inputs, previous_mask):
         return None  # the block passes the mask on as an argument
 
-    def call(self, inputs, mask=None, streamed=True):
-        stream = scope.current() if streamed else None
+    def call(self, inputs, mask=None):
+        stream = scope.current()
         zeros = mask if stream is None else timesteps.combine(mask, stream.mask)
         return arrays.zero_masked(inputs, zeros), mask
