@@ -125,7 +125,7 @@ def samplers(folder):
     x = TransformerDecoder(16, attention=CosFormerAttention(2, 4, horizon=8))(x)
     model = keras.Model(codes, keras.layers.Dense(20)(x))
     stream, start = Streaming(model), 3
-    prompt = np.random.default_rng(0).integers(20, size=(2, 12)).astype("int32")
+    prompt = np.random.default_rng(0).integers(20, size=(2, 8)).astype("int32")
     _, state = stream(prompt[:, : start - 1], stream.initial_state(2))
 
     def next_logits(tokens, state, index):
@@ -135,7 +135,7 @@ def samplers(folder):
         return logits[:, 0], None, state
 
     greedy = prompt.copy()
-    for i in range(start, 12):
+    for i in range(start, 8):
         greedy[:, i] = np.argmax(model(greedy[:, :i])[:, -1], axis=-1)
     chosen = {
         name: np.asarray(sampler(next_logits, prompt, cache=state, index=start))
@@ -257,19 +257,14 @@ LINES = [
         int8,
     ),
     Line("`keras.remat`", "a function that calls a layer has the same gradients", remat_function),
+    Line("`keras.remat` (JAX)", "the same", program("remat_on_jax"), ("jax",)),
     Line(
         "`keras.RematScope`",
         "`fit`",
         remat_scope,
         fails_with="custom_gradient decorator currently supports keyword",
-        reason="on TensorFlow, Keras cannot train any layer in it that is called with keywords "
-        "(nor its own `Dropout`). Use `keras.remat`",
-    ),
-    Line(
-        "`keras.RematScope` (JAX)",
-        "`fit` has the losses that it has without",
-        program("rematerialisation_on_jax"),
-        ("jax",),
+        reason="in it Keras cannot train layers that are called with keywords, nor its own "
+        "`Dropout`, on TensorFlow and JAX. Use `keras.remat`",
     ),
     Line(
         "Mixed precision",
@@ -280,7 +275,7 @@ LINES = [
         "KerasHub's samplers",
         "greedy, top-k, top-p and beam search with the state of a stream as their cache",
         samplers,
-        ("keras_hub",),
+        ("keras_hub", "regex", "tokenizers"),  # the last two are its requirements
     ),
     Line("`Model.export`, SavedModel", "the file has the outputs of the model", saved_model),
     Line("`Model.export`, LiteRT", "the same", litert, ("ai_edge_litert",)),
