@@ -59,6 +59,7 @@ def mypy(python):
 def pyright(python):
     """The lines of the script in which pyright finds errors."""
     pytest.importorskip("pyright", reason="pyright is not installed")
+    (python.parent / "pyrightconfig.json").write_text("{}")  # else it looks for one further up
     done = subprocess.run(
         [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", python, SCRIPT],
         cwd=python.parent, capture_output=True, text=True,
