@@ -62,10 +62,10 @@ def aggregate_with_weights(query: Tensor | None, x: Tensor, units: Units) -> tup
     `query (1, m)` is the learned query of the pooling. `None` gives plain means.
     """
     aggregates, weights = pool(ops.expand_dims(x, 2), units.valid, query)
-    return _as_steps(aggregates, units), weights
+    return _as_steps(aggregates[:, 0], units), weights
 
 
 def _as_steps(aggregates, units):
-    """`(b * U, ..., m)` as the steps of the next level, `(b, U, m)`; zero for empty units."""
-    steps = ops.reshape(aggregates, (-1, units.count, aggregates.shape[-1]))
+    """`(b * U, m)` as the steps of the next level, `(b, U, m)`; zero for empty units."""
+    steps = hierarchy.by_example(aggregates, units)
     return arrays.zero_masked(steps, hierarchy.not_empty(units))

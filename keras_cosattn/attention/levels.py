@@ -81,7 +81,7 @@ class Levels:
         steps, weights = self.aggregate(level, hierarchy.gather_units(x, units), units)
         if values is not None:
             values = dense.mix(weights, hierarchy.gather_units(values, units))
-            values = ops.reshape(values, (-1, units.count, 1, values.shape[-1]))
+            values = hierarchy.by_example(values[:, 0], units)
         if segments is not None:
             segments = hierarchy.segments_of_units(segments, units)
         upper = self.attend(

@@ -21,6 +21,8 @@ class Units(NamedTuple):
 
     size: int
     """c."""
+    batch: Any
+    """b."""
     count: Any
     """U."""
     valid: Tensor
@@ -34,7 +36,7 @@ class Units(NamedTuple):
 def fixed_units(valid: Tensor, size: int) -> Units:
     """Return units of exactly c steps, but for the last. `valid (b, n)` has the valid steps."""
     count = -(-ops.shape(valid)[1] // size)
-    return Units(size, count, _split(valid, count, size))
+    return Units(size, ops.shape(valid)[0], count, _split(valid, count, size))
 
 
 def given_units(valid: Tensor, numbers: Tensor, size: int, capacity: int | Tensor) -> Units:
@@ -50,7 +52,8 @@ def given_units(valid: Tensor, numbers: Tensor, size: int, capacity: int | Tenso
     rank = ops.repeat(ops.arange(capacity, dtype="int32"), size)
     held = timesteps.take_steps(arrays.fit_length(of + 1, n + size), steps) == rank + 1
     held = ops.logical_and(held, timesteps.take_steps(arrays.fit_length(valid, n + size), steps))
-    return Units(size, capacity, ops.reshape(held, (-1, size)), of, steps)
+    held = ops.reshape(held, (-1, size))
+    return Units(size, ops.shape(valid)[0], capacity, held, of, steps)
 
 
 def gather_units(x: Tensor, units: Units) -> Tensor:
@@ -70,15 +73,21 @@ def gather_units(x: Tensor, units: Units) -> Tensor:
     return arrays.zero_masked(x, units.valid)
 
 
+def by_example(x: Tensor, units: Units) -> Tensor:
+    """Return `x (b * U, ...)` as `(b, U, ...)`."""
+    # There may be no unit where their number is dynamic: then -1 would have no meaning.
+    batch = -1 if isinstance(units.count, int) else units.batch
+    return ops.reshape(x, (batch, units.count, *x.shape[1:]))
+
+
 def not_empty(units: Units) -> Tensor:
     """Return the bool `(b, U)`, True for units with a valid step."""
-    return ops.reshape(ops.any(units.valid, axis=1), (-1, units.count))
+    return by_example(ops.any(units.valid, axis=1), units)
 
 
 def segments_of_units(segments: Tensor, units: Units) -> Tensor:
     """Return segment numbers of units, `(b, U)`, from those of their first steps."""
-    of_first = ops.reshape(gather_units(segments, units)[:, 0], (-1, units.count))
-    return timesteps.segment_numbers(of_first)
+    return timesteps.segment_numbers(by_example(gather_units(segments, units)[:, 0], units))
 
 
 def attend_inside(
@@ -148,7 +157,7 @@ def finished_units(
     first = length + finished_before * size - ops.expand_dims(position, 1)
     steps = ops.minimum(first + ops.arange(count * size, dtype="int32"), length + t - 1)
     parts = arrays.zero_masked(timesteps.take_steps(x, steps), finished)
-    units = Units(size, count, ops.reshape(finished, (-1, size)))
+    units = Units(size, ops.shape(valid)[0], count, ops.reshape(finished, (-1, size)))
     parts = ops.reshape(parts, (-1, size, x.shape[2]))
     return parts, units, timesteps.last_valid(x, valid, length)
 

@@ -63,7 +63,7 @@ def tokens_of_segments(
         parts = [timesteps.take_steps(arrays.pad_end(x, n * size - t), steps) for x in parts]
     widths = [math.prod(x.shape[2:]) * size for x in parts]
     inputs = [
-        ops.cast(ops.reshape(x, (-1, n, width)), tokens.dtype)
+        ops.cast(ops.reshape(x, (b, n, width)), tokens.dtype)
         for x, width in zip(parts, widths, strict=True)
     ]
 
