@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from keras_cosattn.export.cli import compare, run, saved_model, show, tflite
+from keras_cosattn.export.cli import compare, run, saved_model_command, show, tflite_command
 
 COMMANDS = {
-    "tflite": tflite,
-    "saved-model": saved_model,
+    "tflite": tflite_command,
+    "saved-model": saved_model_command,
     "show": show,
     "compare": compare,
     "run": run,
