@@ -50,7 +50,8 @@ class SumsAttention(Attention):
         start, t = state["position"], layout.query_steps
         positions = timesteps.positions(t, layout.query_mask, start=start)
         q, k, _ = self._encode_positions(q, k, positions, positions)
-        return q, k, {"position": timesteps.advance(start, t, layout.query_mask)}
+        count = timesteps.advance(start, t, layout.query_mask)
+        return q, k, {"position": timesteps.wrap(count, 1)}
 
     def _position_spec(self):
         """Return the entries of the state for `_apply_rotation`: the number of earlier steps."""
