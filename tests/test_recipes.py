@@ -1,7 +1,5 @@
 """The command line: what each subcommand prints, and one line where the library refuses."""
 
-import doctest
-import importlib
 import os
 import pathlib
 import shutil
@@ -17,7 +15,7 @@ from support import BACKEND, assert_close
 from keras_cosattn import CosFormerAttention, export
 from keras_cosattn.export import describe
 from keras_cosattn.export.cli import compare, main
-from keras_cosattn.export.cli.internals import Graph
+from keras_cosattn.export.cli.internals import TFLiteGraph
 
 ROOT = pathlib.Path(__file__).parent.parent
 WITHOUT_MODULES = pathlib.Path(__file__).parent / "programs" / "without_modules.py"
@@ -134,7 +132,7 @@ def test_a_file_of_others_without_signatures_is_shown(folder, here):
     x = keras.Input((None, CHANNELS))
     y = keras.layers.Dense(3)(keras.layers.Dense(8, activation="relu")(x))
     content = tf.lite.TFLiteConverter.from_keras_model(keras.Model(x, y)).convert()
-    graph = Graph(content)
+    graph = TFLiteGraph(content)
     graph.model.signatureDefs = None
     (folder / "foreign.tflite").write_bytes(graph.pack())
     said = here("show", "foreign.tflite", "--length", 10)
@@ -274,13 +272,3 @@ def test_the_wheel_has_the_console_script_and_the_runner(tmp_path):
     assert "keras_cosattn/export/cli/measure_process.py" in names
     (scripts,) = [name for name in names if name.endswith("entry_points.txt")]
     assert b"keras-cosattn = keras_cosattn.export.cli:main" in wheel.read(scripts)
-
-
-MODULES = ["compare_table", "main", "show", "tflite"]
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_the_examples_run(name):
-    found = doctest.testmod(importlib.import_module(f"keras_cosattn.export.cli.{name}"))
-    assert found.attempted
-    assert not found.failed
