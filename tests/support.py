@@ -53,7 +53,12 @@ def compiled(function):
 
 
 def traced(function):
-    """`function` of arrays as a graph, which knows its arguments by their shapes only."""
+    """`function` of arrays that are no longer known as one object where they were one.
+
+    On TensorFlow and JAX it is a graph, on PyTorch, which has none, a call with copies.
+    """
+    if BACKEND == "torch":
+        return lambda *arrays: function(*map(keras.ops.copy, arrays))
     if BACKEND == "jax":
         import jax
 
