@@ -126,7 +126,7 @@ def plain_attention():
             sums = (self.num_heads, 2 * self.key_dim, self.value_dim + 1), "float32"
             return {"sums": sums, "position": ((), "int32")}
 
-        def _sums(self, q, k, v, how, state):
+        def _sums(self, q, k, v, layout, state):
             t = ops.shape(q)[1]
             start = 0 if state is None else ops.expand_dims(state["position"], 1)
             position = start + ops.expand_dims(ops.arange(t, dtype="int32"), 0)
