@@ -158,20 +158,20 @@ class Streaming:
     def reset(
         self, state: Mapping[str, Tensor], examples: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the state with some examples at their start again, also from NaN.
+        """Return the state with some examples at their start again. Constants stay as they are.
 
         Args:
             state: A state of b examples.
             examples: Boolean `(b,)`, `True` for the examples to reset. Defaults to `None`, all.
         """
         state_checks.check_state(state, self.state_spec, self.model.name)
+        constants = {name: x for name, x in state.items() if name in self._constant_names}
         if examples is None:
-            return {name: ops.zeros_like(x) for name, x in state.items()}
-        kept = ops.logical_not(ops.cast(examples, "bool"))
+            return {name: ops.zeros_like(x) for name, x in state.items()} | constants
+        kept = ops.expand_dims(ops.logical_not(ops.cast(examples, "bool")), 1)
         return {
-            name: arrays.zero_masked(ops.expand_dims(x, 1), ops.expand_dims(kept, 1))[:, 0]
-            for name, x in state.items()
-        }
+            name: arrays.zero_masked(ops.expand_dims(x, 1), kept)[:, 0] for name, x in state.items()
+        } | constants
 
     def save(self, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
         """Write a state to a file, completely or not at all.
@@ -238,6 +238,7 @@ class Streaming:
             math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.state_spec.values()
         )
         self.max_steps = min(stream.limits.values(), default=None)
+        self._constant_names = set(state_checks.constant_part(stream))
 
     def _compare(self, sample, fixed):
         """Run `sample` whole and in pieces. Raises ValueError if the outputs differ."""

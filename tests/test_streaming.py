@@ -460,6 +460,9 @@ def test_a_decoder_with_an_encoder_streams(attention, rng):
         y, state = stream(piece, state)
         found.append(y)
     assert_close(np.concatenate(found, axis=1), whole, 1e-5)
+    for examples in (None, [True, True]):  # the encoder's outputs stay
+        again, _ = stream(data, stream.reset(state, examples))
+        assert_close(again, whole, 1e-5)
     with pytest.raises(ValueError, match=r"must have a value for each of \['encoded'\]"):
         stream.initial_state(2)
 
