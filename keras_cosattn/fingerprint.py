@@ -26,7 +26,7 @@ def fingerprint(model: keras.Model) -> dict[str, str]:
         on names and on what only acts in training, such as dropout. `"weights"` depends on the
         values of all weights.
     """
-    return {"architecture": _architecture(model), "weights": _weights(model)}
+    return {"architecture": _architecture(model), "weights": weights_digest(model)}
 
 
 def _architecture(model: keras.Model) -> str:
@@ -66,7 +66,8 @@ def _without_names(config: Any, numbers: dict[str, str]) -> Any:
     return numbers.get(config, config) if isinstance(config, str) else config
 
 
-def _weights(model: keras.Model) -> str:
+def weights_digest(model: keras.Model) -> str:
+    """Return the sha256 of the values of all weights of a built model."""
     digest = hashlib.sha256()
     for weight in model.weights:
         value = np.ascontiguousarray(ops.convert_to_numpy(weight))

@@ -28,9 +28,10 @@ class Attention(HeadProjections):
     projected back to `(b, t, m)`. A variant fills in `_mix` and `_attend_in_stream`, and says in
     `cannot` what it cannot do.
 
-    Masked steps are set to zero before the layer reads them, so they may hold any number, also NaN.
-    Positions and limits count valid steps only. A row with nothing to attend to is zero before the output projection. Inside
-    a stream (`Streaming`) the layer continues from its state; that needs `use_causal_mask=True`.
+    Masked steps are set to zero before the layer reads them, so they may hold any number, also
+    NaN. Positions and limits count valid steps only. A row with nothing to attend to is zero
+    before the output projection. Inside a stream (`Streaming`) the layer continues from its state;
+    that needs `use_causal_mask=True`.
 
     Args:
         num_heads: Integer, h, the number of query heads.
