@@ -36,7 +36,7 @@ LINEAR = [name for name in CASES if not name.startswith("Softmax")]
         ),
         (
             {"value": X[:, :4], "segment_ids": np.ones((2, 5), "int32")},
-            "query and value must have as many steps, for `segment_ids`",
+            "query and value must have the same number of steps, because `segment_ids`",
         ),
     ],
     ids=lambda x: x if isinstance(x, str) else "",

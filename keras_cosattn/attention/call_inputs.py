@@ -209,7 +209,7 @@ def _check_one_sequence(layer, reason, query, value, key):
         layer.refuse("cross")
     if not compatible(query.shape[1], value.shape[1]):
         raise ValueError(
-            f"{layer.name}: query and value must have as many steps, for {reason}. "
+            f"{layer.name}: query and value must have the same number of steps, because {reason}. "
             f"Received: query.shape={tuple(query.shape)}, value.shape={tuple(value.shape)}"
         )
 
