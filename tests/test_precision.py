@@ -68,10 +68,8 @@ def test_the_default_float_type_may_be_any(case, floatx, rng):
 def test_weights_keep_their_precision_without_dropout(rng):
     layer = SoftmaxAttention(2, 4, dtype="mixed_float16")
     x = inputs(rng, 1, 300, WIDTH)
-    seen = []
     layer.build(x.shape, x.shape)
-    drop = layer._drop(True)
     weights = keras.ops.convert_to_tensor(np.full((1, 2, 3, 3), 1 / 3, "float32"))
-    seen = drop(weights)
+    seen = layer._drop(True)(weights)
     assert keras.backend.standardize_dtype(seen.dtype) == "float32"
     assert_close(seen, weights, 0)
