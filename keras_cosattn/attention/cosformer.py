@@ -8,7 +8,6 @@ import keras
 
 from keras_cosattn.attention.arguments import optional, positive
 from keras_cosattn.attention.sums import SumsAttention
-from keras_cosattn.ops.chunked import CHUNK_SIZE
 from keras_cosattn.ops.cosine import causal_cosine_attention, cosine_attention, cosine_weights
 
 if TYPE_CHECKING:
@@ -58,7 +57,10 @@ class CosFormerAttention(SumsAttention):
         max_length: int, M in steps, for sequences with an end. Defaults to `None`.
         horizon: even int, M in steps, for causal input without end. At most one of `max_length`
             and `horizon` can be given. Defaults to `None`.
-        chunk_size: int, the number of steps in a chunk of the causal form. Defaults to `64`.
+        chunk_size: int, the number of steps that one matrix product of the causal form covers.
+            Defaults to `None`: 128 on CPUs, 64 elsewhere.
+        block_size: int, the number of steps that one iteration of the loop over the sequence takes.
+            Defaults to `None`: one chunk on CPUs, 8,192 steps elsewhere.
         *args, **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads`
             and `seed`.
 
@@ -99,7 +101,8 @@ class CosFormerAttention(SumsAttention):
         *args: Any,
         max_length: int | None = None,
         horizon: int | None = None,
-        chunk_size: int = CHUNK_SIZE,
+        chunk_size: int | None = None,
+        block_size: int | None = None,
         **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
@@ -114,7 +117,8 @@ class CosFormerAttention(SumsAttention):
             )
         self.max_length = optional(positive, "max_length", max_length)
         self.horizon = horizon
-        self.chunk_size = positive("chunk_size", chunk_size)
+        self.chunk_size = optional(positive, "chunk_size", chunk_size)
+        self.block_size = optional(positive, "block_size", block_size)
         self.limit = self.max_length
 
     @property
@@ -143,6 +147,7 @@ class CosFormerAttention(SumsAttention):
             "mask": layout.key_mask,
             "segment_ids": layout.segments,
             "chunk_size": self.chunk_size,
+            "block_size": self.block_size,
         }
         if layout.causal:
             return causal_cosine_attention(q, k, v, horizon=self.horizon, state=state, **options)
@@ -172,4 +177,5 @@ class CosFormerAttention(SumsAttention):
             "max_length": self.max_length,
             "horizon": self.horizon,
             "chunk_size": self.chunk_size,
+            "block_size": self.block_size,
         }

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
-from keras_cosattn.attention.arguments import own_copy, positive
+from keras_cosattn.attention.arguments import optional, own_copy, positive
 from keras_cosattn.attention.sums import SumsAttention
-from keras_cosattn.feature_maps import FeatureMap
+from keras_cosattn.feature_maps import DPFPFeatures, FeatureMap, HedgehogFeatures
 from keras_cosattn.ops import arrays, pointwise_features
-from keras_cosattn.ops.chunked import CHUNK_SIZE
 from keras_cosattn.ops.linear import linear_attention, linear_weights
 
 if TYPE_CHECKING:
@@ -47,7 +46,10 @@ class LinearAttention(SumsAttention):
             that returns a tensor `(b, t, h, f)`. Register such a function with Keras to save the
             layer. With `"identity"` weights can be negative, and the output is large where they
             nearly cancel. Defaults to `"elu+1"`.
-        chunk_size: int, the number of steps in a chunk of the causal form. Defaults to `64`.
+        chunk_size: int, the number of steps that one matrix product of the causal form covers.
+            Defaults to `None`: 128 on CPUs, 64 elsewhere.
+        block_size: int, the number of steps that one iteration of the loop over the sequence takes.
+            Defaults to `None`: one chunk on CPUs, 8,192 steps elsewhere.
         *args, **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads`
             and `seed`.
 
@@ -77,12 +79,14 @@ class LinearAttention(SumsAttention):
         key_dim: int,
         *args: Any,
         feature_map: pointwise_features.FeatureMapName | FeatureMap | Callable[..., Any] = "elu+1",
-        chunk_size: int = CHUNK_SIZE,
+        chunk_size: int | None = None,
+        block_size: int | None = None,
         **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         self.feature_map = feature_map = own_copy(feature_map, self.dtype_policy)
-        self.chunk_size = positive("chunk_size", chunk_size)
+        self.chunk_size = optional(positive, "chunk_size", chunk_size)
+        self.block_size = optional(positive, "block_size", block_size)
         self._phi = pointwise_features.get(feature_map)
 
     def build(self, query_shape, value_shape, key_shape=None):
@@ -91,39 +95,46 @@ class LinearAttention(SumsAttention):
             heads = self.num_heads, self.num_key_value_heads
             self.feature_map.build(*((None, None, h, self.key_dim) for h in heads))
 
-    def _features(self, q, k):
+    def _map(self, q, k):
         q, k = arrays.accumulate(q), arrays.accumulate(k)
         if isinstance(self.feature_map, FeatureMap):
             return self.feature_map(q, k)
         return self._phi(q), self._phi(k)
 
+    def _features(self, q, k, layout, state):
+        """Return the arguments of `linear_attention` and `linear_weights` for the features."""
+        positions, position_state = self._positions(layout, state)
+        maps_each_step = isinstance(self.feature_map, str | DPFPFeatures | HedgehogFeatures)
+        if not maps_each_step:  # a user's function may mix steps
+            q, k = self._map(q, k)
+
+        def features(q, k, positions):
+            pair = self._map(q, k) if maps_each_step else (q, k)
+            return [pair] if positions is None else [self._rotate(*pair, positions), pair]
+
+        return {"q": q, "k": k, "features": features, "positions": positions}, position_state
+
     def _sums(self, q, k, v, layout, state):
-        q, k = self._features(q, k)
-        rotated_q, rotated_k, position_state = self._apply_rotation(q, k, layout, state)
+        options, position_state = self._features(q, k, layout, state)
         mixed, state = linear_attention(
-            q,
-            k,
-            v,
-            rotated=None if self.position is None else (rotated_q, rotated_k),
+            v=v,
             causal=layout.causal,
             mask=layout.key_mask,
             segment_ids=layout.segments,
             state=state,
             chunk_size=self.chunk_size,
+            block_size=self.block_size,
+            **options,
         )
         return mixed, {**state, **position_state}
 
     def _weights(self, q, k, layout):
-        q, k = self._features(q, k)
-        rotated_q, rotated_k, _ = self._apply_rotation(q, k, layout, None)
         return linear_weights(
-            q,
-            k,
-            rotated=None if self.position is None else (rotated_q, rotated_k),
             causal=layout.causal,
             query_mask=layout.query_mask,
             mask=layout.key_mask,
             segment_ids=layout.segments,
+            **self._features(q, k, layout, None)[0],
         )
 
     def _state_spec(self):
@@ -148,4 +159,5 @@ class LinearAttention(SumsAttention):
             **super().get_config(),
             "feature_map": feature_map,
             "chunk_size": self.chunk_size,
+            "block_size": self.block_size,
         }

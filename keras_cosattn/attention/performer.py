@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_cosattn.attention.arguments import own_copy, positive
+from keras_cosattn.attention.arguments import optional, own_copy, positive
 from keras_cosattn.attention.sums import SumsAttention
 from keras_cosattn.feature_maps import PositiveFeatures, TrigonometricFeatures
-from keras_cosattn.ops.chunked import CHUNK_SIZE
 from keras_cosattn.ops.linear import linear_attention, linear_weights
 from keras_cosattn.ops.random_features import orthogonal_projection
 
@@ -54,7 +53,10 @@ class PerformerAttention(SumsAttention):
         num_random_features: int, m, the number of random directions. Defaults to `256`.
         features: `PositiveFeatures()` (m features) or `TrigonometricFeatures(sigma)` (2 m
             features). Defaults to `None`, which is `PositiveFeatures()`.
-        chunk_size: int, the number of steps in a chunk of the causal form. Defaults to `64`.
+        chunk_size: int, the number of steps that one matrix product of the causal form covers.
+            Defaults to `None`: 128 on CPUs, 64 elsewhere.
+        block_size: int, the number of steps that one iteration of the loop over the sequence takes.
+            Defaults to `None`: one chunk on CPUs, 8,192 steps elsewhere.
         *args, **kwargs: Other arguments of `Attention`, such as `dropout` and
             `num_key_value_heads`. `seed` is the integer seed of the projection and of the dropout.
             Without it each layer draws another projection.
@@ -87,7 +89,8 @@ class PerformerAttention(SumsAttention):
         *args: Any,
         num_random_features: int = 256,
         features: PositiveFeatures | TrigonometricFeatures | None = None,
-        chunk_size: int = CHUNK_SIZE,
+        chunk_size: int | None = None,
+        block_size: int | None = None,
         **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
@@ -102,7 +105,8 @@ class PerformerAttention(SumsAttention):
             )
         if not isinstance(self.seed, int | None):
             raise ValueError(f"`seed` must be an integer or None. Received: seed={self.seed!r}")
-        self.chunk_size = positive("chunk_size", chunk_size)
+        self.chunk_size = optional(positive, "chunk_size", chunk_size)
+        self.block_size = optional(positive, "block_size", block_size)
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)
@@ -131,23 +135,32 @@ class PerformerAttention(SumsAttention):
         drawn = orthogonal_projection(self.key_dim, self.num_random_features, seed)
         return drawn.astype("float32")
 
+    def _features(self, q, k, positions):
+        return [self.features(*self._rotate(q, k, positions), self.projection)]
+
     def _sums(self, q, k, v, layout, state):
-        q, k, position_state = self._apply_rotation(q, k, layout, state)
+        positions, position_state = self._positions(layout, state)
         mixed, state = linear_attention(
-            *self.features(q, k, self.projection),
+            q,
+            k,
             v,
+            features=self._features,
+            positions=positions,
             causal=layout.causal,
             mask=layout.key_mask,
             segment_ids=layout.segments,
             state=state,
             chunk_size=self.chunk_size,
+            block_size=self.block_size,
         )
         return mixed, {**state, **position_state}
 
     def _weights(self, q, k, layout):
-        q, k, _ = self._apply_rotation(q, k, layout, None)
         return linear_weights(
-            *self.features(q, k, self.projection),
+            q,
+            k,
+            features=self._features,
+            positions=self._positions(layout, None)[0],
             causal=layout.causal,
             query_mask=layout.query_mask,
             mask=layout.key_mask,
@@ -165,4 +178,5 @@ class PerformerAttention(SumsAttention):
             "num_random_features": self.num_random_features,
             "features": keras.saving.serialize_keras_object(self.features),
             "chunk_size": self.chunk_size,
+            "block_size": self.block_size,
         }

@@ -36,25 +36,27 @@ class SumsAttention(Attention):
         """Return the shape (without the batch axis) and the dtype of each entry of the state."""
         raise NotImplementedError(f"{type(self).__name__} must override `_state_spec`.")
 
-    def _apply_rotation(self, q, k, layout, state):
-        """Return the rotated queries and keys, and the state of the positions.
+    def _positions(self, layout, state):
+        """Return the positions of queries and keys, or None, and the state of the positions.
 
         Subclasses that accept a `position` call it in `_sums` and `_weights`. Their state then has
         the entries of `_position_spec`.
         """
         if self.position is None:
-            return q, k, {}
+            return None, {}
         if state is None:
-            q, k, _ = self._encode_positions(q, k, layout.query_positions, layout.key_positions)
-            return q, k, {}
+            return (layout.query_positions, layout.key_positions), {}
         start, t = state["position"], layout.query_steps
         positions = timesteps.positions(t, layout.query_mask, start=start)
-        q, k, _ = self._encode_positions(q, k, positions, positions)
         count = timesteps.advance(start, t, layout.query_mask)
-        return q, k, {"position": timesteps.wrap(count, 1)}
+        return (positions, positions), {"position": timesteps.wrap(count, 1)}
+
+    def _rotate(self, q, k, positions):
+        """Return queries and keys, rotated by the positions of `_positions`."""
+        return (q, k) if positions is None else self._encode_positions(q, k, *positions)[:2]
 
     def _position_spec(self):
-        """Return the entries of the state for `_apply_rotation`: the number of earlier steps."""
+        """Return the entries of the state for `_positions`: the number of earlier steps."""
         return {} if self.position is None else {"position": ((), "int32")}
 
     def _wants_valid_first(self, layout: CallLayout) -> bool:

@@ -28,6 +28,16 @@ def zero_masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return ops.where(mask, x, ops.zeros((), x.dtype))
 
 
+def without_none(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries that are not None."""
+    return {name: x for name, x in tensors.items() if x is not None}
+
+
+def heads_first(x: Tensor) -> Tensor:
+    """`(b, t, h, d) -> (b, h, t, d)`, and back."""
+    return ops.transpose(x, (0, 2, 1, 3))
+
+
 def maximum(first: Size, second: Size) -> Size:
     """Return the larger of two sizes, an integer if both are integers."""
     if isinstance(first, int) and isinstance(second, int):
@@ -124,6 +134,31 @@ def group_size(q: Tensor, k: Tensor) -> int:
             f"Received: q with {heads} heads, k with {shared} heads"
         )
     return heads // shared
+
+
+def groups_to_rows(q: Tensor, group: int) -> Tensor:
+    """Make the heads of a group rows of one head: `(b, h * g, t, d) -> (b, h, g * t, d)`.
+
+    Nothing is copied. This and the functions below need no fifth axis, which GPU delegates do not
+    support.
+    """
+    if group == 1:
+        return q
+    h, d = q.shape[1] // group, q.shape[3]
+    return ops.reshape(q, (ops.shape(q)[0], h, group * ops.shape(q)[2], d))
+
+
+def rows_to_groups(x: Tensor, group: int) -> Tensor:
+    """Return the inverse of `groups_to_rows`: `(b, h, g * t, d) -> (b, h * g, t, d)`."""
+    if group == 1:
+        return x
+    h, d = x.shape[1], x.shape[3]
+    return ops.reshape(x, (ops.shape(x)[0], h * group, ops.shape(x)[2] // group, d))
+
+
+def tile_rows(x: Tensor, group: int, axis: int) -> Tensor:
+    """Return `group` copies of x one after the other along `axis`, as `groups_to_rows`."""
+    return x if group == 1 else ops.concatenate([x] * group, axis=axis)
 
 
 def fold_groups(q: Tensor, group: int) -> Tensor:

@@ -1,12 +1,15 @@
 """Causal sums in chunks, the algorithm of all causal linear attention.
 
 Inside a chunk of C steps the masked scores are computed, `(q k^T * kernel) v`. The steps before the
-chunk are a sum, `state_c = keep_c * state_(c-1) + new_c`, which `q @ state` reads. keep is 1 within
-a run of steps and 0 where the next run begins. A run is a segment of a packed sequence, or a
-half-horizon. Each product is one batched matrix product over all chunks. There is no loop, so the
-graph is the same for every length, and XLA, TFLite and automatic differentiation support it.
+chunk are a sum, which `q @ sum` reads. A run is a part of the sequence whose steps attend to each
+other: a segment of a packed sequence, or a half-horizon. Where the next run begins, the sum of the
+run before is dropped or moved on.
 
-Shapes: n chunks of C steps, z = b * n, g rows per step (query heads that share a key head).
+`block_scan` gives one chunk after the other to this function, with the state between them. Where
+few large products are faster than a loop, it gives many chunks at once: then each product is one
+batched matrix product over all of them.
+
+Shapes: n chunks of C steps, z = b * n; a head of k has R = g * C rows of q, g query heads each.
 """
 
 from __future__ import annotations
@@ -17,228 +20,163 @@ from typing import Any
 from keras import ops
 
 from keras_cosattn.ops import arrays, chunks
+from keras_cosattn.ops.chunk_sums import ChunkSums
 
 Tensor = Any
 State = dict[str, Any]
-
-CHUNK_SIZE = 64
 
 
 def causal_sums(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    state: State,
+    state: State | None,
     *,
-    q_read: Tensor | None = None,
-    k_write: Tensor | None = None,
-    q_previous: Tensor | None = None,
+    expand: Callable[[Tensor, Tensor], Tensor] | None = None,
+    offsets: Tensor | None = None,
+    reach: int | None = None,
     kernel: Callable[[Tensor], Tensor] | None = None,
     positions: Tensor | None = None,
     runs: Tensor | None = None,
-    group: int = 1,
     strict: bool = False,
-    chunk_size: int = CHUNK_SIZE,
+    aligned: bool = False,
+    chunk_size: int | None = None,
 ) -> tuple[Tensor, State]:
     """Return `out_t = sum_(s <= t) (q_t . k_s) kernel(t - s) v_s`, continuing from `state`.
 
-    The kernel must factor through the features that are read and written:
-    `(q_t . k_s) kernel(t - s) = q_read_t . k_write_s` within a run, and
-    `= q_previous_t . k_write_s` where s lies in the run before that of t.
+    The kernel must factor through the features that `expand` makes:
+    `(q_t . k_s) kernel(t - s) = expand(q_t, offset_t) . expand(k_s, offset_s)` within a run. With
+    `reach`, t attends also to the run before its own, with `offset_t + reach` in place of
+    `offset_t`.
 
-    It takes O(t C (d + e) + t f e) time and O(t C + t f e / C) memory for each head. With runs, the
-    sums over chunks take O((t / C)^1.5 f e) time.
+    It takes O(t C (d + e) + t f e) time and O(t C + t f e / C) memory for each head. Many chunks
+    with runs take O((t / C)^1.5 f e) time for their sums.
 
     Args:
-        q, k, v: tensors `(b, t * g, h, d)`, `(b, t, h, d)` and `(b, t, h, e)`; see
-            `arrays.fold_groups`.
-        state: dict of `"sums" (b, h, f, e)`, the sum of `k_write v^T` over the earlier steps of the
-            run numbered 0, and with `q_previous` also `"previous"`, that of the run before it.
-        q_read: tensor `(b, t * g, h, f)`. Defaults to q.
-        k_write: tensor `(b, t, h, f)`. Defaults to k.
-        q_previous: tensor like q_read.
+        q: tensor `(b, t, h * g, d)`.
+        k: tensor `(b, t, h, d)`.
+        v: tensor `(b, t, h, e)`.
+        state: dict of `"sums" (b, h, f, e)`, the sum of `expand(k) v^T` over the earlier steps of
+            the run numbered 0, and with `reach` also `"previous"`, that of the run before it. None
+            stands for zeros.
+        expand: function of a tensor `(..., d)` and offsets that broadcast to it, which returns
+            `(..., f)`. Defaults to no change, f = d.
+        offsets: tensor `(b or 1, t)`, the places of the steps in their run.
+        reach: number, what the offset grows by in one run. Defaults to `None`: t attends to its own
+            run only.
         kernel: function of the differences of `positions`. Defaults to 1.
         positions: tensor `(b or 1, t)`. Defaults to the number of the step.
-        runs: int32 tensor `(b, t)` that never falls. A step attends to its own run, and with
-            `q_previous` also to the run numbered one less. Defaults to one run.
-        group: int, g. Defaults to `1`.
+        runs: int32 tensor `(b, t)` that never falls, the run of each step, 0 for steps that
+            continue the run of the state. Defaults to one run.
         strict: bool. If True, s = t is left out. Defaults to `False`.
-        chunk_size: int, C. Defaults to `64`.
+        aligned: bool. If True, no run begins inside a chunk. Defaults to `False`.
+        aligned: bool. If True, no run begins inside a chunk. Defaults to `False`.
+        chunk_size: int, C. Defaults to `None`: all steps are one chunk.
 
     Returns:
-        The output `(b, t * g, h, e)` and the new state, in which the run of the last step has
+        The output `(b, t, h * g, e)` and the new state, in which the run of the last step has
         number 0.
     """
-    q_read = q if q_read is None else q_read
-    k_write = k if k_write is None else k_write
-    t = ops.shape(k)[1]
-    if k.shape[1] == 0:
-        return arrays.zeros_in_time(v, 0), state
-    if k.shape[1] == 1 and not strict:
-        return _one_step(q_read, k_write, v, state, q_previous, runs)
-    one_chunk = isinstance(t, int) and t <= chunk_size
+    t, group, one_step = ops.shape(k)[1], arrays.group_size(q, k), k.shape[1] == 1 and not strict
+    one_chunk = chunk_size is None or (isinstance(t, int) and t <= chunk_size)
+    if one_chunk and runs is not None and (aligned or k.shape[1] == 1):
+        state, runs = state and _enter_run(state, runs), None
     size = t if one_chunk else chunk_size
 
-    weights = ops.cast(_causal_mask(size, group, strict), k.dtype)
-    if kernel is not None:
-        weights = weights * _kernel_weights(size, group, kernel, positions)
-    v = chunks.split(v, size)
-    if runs is not None:
-        runs = chunks.split_ids(runs, size)
-        allowed = _can_attend(runs, group, 1 if q_previous is not None else 0)
-        weights = weights * ops.cast(allowed, k.dtype)
-    out = _within_chunks(chunks.split(q, size * group), chunks.split(k, size), v, weights)
+    def split(x):
+        return x if one_chunk or x is None else chunks.split(x, size)
 
-    q_read, k_write = chunks.split(q_read, size * group), chunks.split(k_write, size)
-    if runs is None:
-        before, state = _sums_before(k_write, v, state, one_chunk, -(-t // size))
-        out = out + chunks.read(q_read, before)
+    b, dtype = ops.shape(k)[0], k.dtype
+    q, k, v = (arrays.heads_first(split(x)) for x in (q, k, v))
+    q = arrays.groups_to_rows(q, group)
+    q_read, k_write, q_previous = q, k, None
+    if expand is not None:
+        offsets = offsets if one_chunk else ops.broadcast_to(offsets, (b, t))
+        offset = ops.expand_dims(split(offsets), (1, 3))
+        row_offset = arrays.tile_rows(offset, group, axis=2)
+        q_read, k_write = expand(q, row_offset), expand(k, offset)
+        q_previous = None if reach is None else expand(q, row_offset + reach)
+    is_first = state is None
+    if state is None:
+        state = _zero_state(b, k_write, v, reach)
+    if runs is not None:
+        runs = ops.expand_dims(runs, 1) if one_chunk else chunks.split_ids(runs, size)
+    count = 1 if one_chunk else -(-t // size)
+    sums = ChunkSums(k_write, v, count, runs)
+    around = sums.around_one_chunk if one_chunk else sums.around_many_chunks
+    before, after = around(state)
+    if one_step:
+        out = _read(q_read, q_previous, after)
     else:
-        q_previous = None if q_previous is None else chunks.split(q_previous, size * group)
-        before, state = _read_runs(q_read, q_previous, k_write, v, state, runs, group)
-        out = out + before
-    return chunks.join(out, t * group, ops.shape(k)[0]), state
+        weights = _kernel_weights(size, group, kernel, split(positions), strict, dtype)
+        if runs is not None:
+            can_attend = _can_attend(runs, group, reach is not None)
+            weights = weights * ops.cast(can_attend, dtype)
+        out = ops.matmul(ops.matmul(q, ops.swapaxes(k, 2, 3)) * weights, v)
+        if runs is not None:
+            out = out + _read_runs(q_read, q_previous, before, runs, sums.found_runs, group)
+        elif not (is_first and one_chunk):
+            out = out + _read(q_read, q_previous, before)
+    out = arrays.heads_first(arrays.rows_to_groups(out, group))
+    return (out if one_chunk else chunks.join(out, t, b)), after
 
 
-def segmented_cumsum(x: Tensor, ids: Tensor) -> Tensor:
-    """Return cumulative sums of `x (b, n, w)` along n that restart where `ids (b, n)` change.
-
-    There are two levels of about sqrt(n) steps, each a product with a 0/1 matrix, so it takes
-    O(n^1.5 w) time. The difference of two cumulative sums would take O(n) time, but it loses
-    precision by cancellation.
-    """
-    b, n, width = ops.shape(x)
-    side = arrays.ceil_sqrt(n)
-    rows = -(-n // side)
-    x = ops.reshape(arrays.pad_end(x, -n % side), (b, rows, side, width))
-    ids = ops.reshape(arrays.pad_with_last(ids, -n % side), (b, rows, side))
-    within = ops.matmul(_same_run(ids, x.dtype), x)
-    last = ids[:, :, -1]
-    totals = ops.matmul(_same_run(last, x.dtype), within[:, :, -1])
-    carried = ops.concatenate([ops.zeros_like(totals[:, :1]), totals[:, :-1]], axis=1)
-    carried_ids = ops.concatenate([ids[:, :1, 0], last[:, :-1]], axis=1)
-    same_run = ops.cast(ops.equal(ids, ops.expand_dims(carried_ids, 2)), x.dtype)
-    carried = ops.expand_dims(carried, 2) * ops.expand_dims(same_run, 3)
-    return ops.reshape(within + carried, (b, rows * side, width))[:, :n]
+def _zero_state(b, k_write, v, reach):
+    h, _, f = k_write.shape[1:]
+    zeros = ops.zeros((b, h, f, v.shape[3]), k_write.dtype)
+    return {"sums": zeros} if reach is None else {"sums": zeros, "previous": zeros}
 
 
-def _same_run(ids, dtype):
-    """Return 1 where i >= j and both have the same id, 0 elsewhere: `(..., n) -> (..., n, n)`."""
-    n = ops.shape(ids)[-1]
-    same = ops.equal(ops.expand_dims(ids, -1), ops.expand_dims(ids, -2))
-    return ops.cast(ops.logical_and(same, _causal_mask(n, 1, False)), dtype)
+def _enter_run(state, runs):
+    """Return the state for steps of one run: dropped or moved on if the run is new."""
+    run = ops.max(ops.pad(runs, ((0, 0), (0, 1))), axis=1)  # there may be no steps
+    run = ops.expand_dims(run, (1, 2, 3))
+    sums = state["sums"]
+    same, is_next = (ops.cast(ops.equal(run, i), sums.dtype) for i in (0, 1))
+    if "previous" not in state:
+        return {"sums": sums * same}
+    return {"sums": sums * same, "previous": state["previous"] * same + sums * is_next}
 
 
-def _one_step(q_read, k_write, v, state, q_previous, runs):
-    """Write one step, then read it, in O(f e) time."""
-    sums, previous = state["sums"], state.get("previous")
-    if runs is not None:
-        run = ops.expand_dims(runs, (2, 3))  # (b, 1, 1, 1)
-        if previous is not None:
-            earlier = ops.where(ops.equal(run, 1), sums, ops.zeros_like(sums))
-            previous = ops.where(ops.equal(run, 0), previous, earlier)
-        sums = ops.where(ops.equal(run, 0), sums, ops.zeros_like(sums))
-    sums = sums + chunks.outer_sum(k_write, v)
-    out = chunks.read(q_read, sums)
-    if previous is None:
-        return out, {"sums": sums}
-    return out + chunks.read(q_previous, previous), {"sums": sums, "previous": previous}
+def _read(q_read, q_previous, sums):
+    """Return what each row reads of the sums, `(z, h, R, e)`."""
+    out = ops.matmul(q_read, sums["sums"])
+    return out if q_previous is None else out + ops.matmul(q_previous, sums["previous"])
 
 
-def _within_chunks(q, k, v, weights):
-    """Return attention among the steps of each chunk, `(z, C g, h, e)`.
-
-    The weights are zero for pairs that are not allowed. A selection would cut a TFLite graph in
-    two.
-    """
-    scores = ops.einsum("zihd,zjhd->zhij", q, k) * weights
-    return ops.einsum("zhij,zjhe->zihe", scores, v)
-
-
-def _causal_mask(size, group, strict):
-    """Return the steps of a chunk that are not later than each row, `(C g, C)`."""
-    step = ops.arange(size, dtype="int32")
-    row = ops.expand_dims(arrays.repeat_rows(step, group, axis=0), 1)
-    return row > step if strict else row >= step
-
-
-def _kernel_weights(size, group, kernel, positions):
-    """Return the kernel of the distances in a chunk, `(C g, C)` or `(z or n, 1, C g, C)`."""
-    if positions is None:
-        step = ops.arange(size, dtype="int32")
-        return kernel(ops.expand_dims(arrays.repeat_rows(step, group, axis=0), 1) - step)
-    step = chunks.split(positions, size)
-    distance = ops.expand_dims(arrays.repeat_rows(step, group), 2) - ops.expand_dims(step, 1)
-    return kernel(ops.expand_dims(distance, 1))
-
-
-def _can_attend(runs, group, reach):
-    """Return whether a step's run is the row's or up to `reach` earlier, `(z, 1, C g, C)`."""
-    size = runs.shape[2]
-    runs = ops.reshape(runs, (-1, size))
-    ahead = ops.expand_dims(arrays.repeat_rows(runs, group), 2) - ops.expand_dims(runs, 1)
-    return ops.expand_dims(ops.logical_and(ahead >= 0, ahead <= reach), 1)
-
-
-def _sums_before(k_write, v, state, one_chunk, count):
-    """Return the sums before each chunk, `(z, h, f, e)`, and those after the last."""
-    new = chunks.outer_sum(k_write, v)
-    if one_chunk:
-        return state["sums"], {"sums": state["sums"] + new}
-    new = _with_chunks(new, state["sums"], count)
-    sums = ops.cumsum(ops.concatenate([_flat(state["sums"]), new], axis=1), axis=1)
-    like = state["sums"]
-    return _unflat(sums[:, :-1], like), {"sums": _unflat(sums[:, -1:], like)}
-
-
-def _read_runs(q_read, q_previous, k_write, v, state, runs, group):
-    """Return what each row reads from the chunks before its own, and the state after the last."""
-    like = state["sums"]
-    last = runs[:, :, -1]  # (b, n)
-    ids = ops.concatenate([ops.zeros((ops.shape(runs)[0], 1), "int32"), last], axis=1)
-    found_run = ids[:, :-1]  # the run whose sums each chunk continues
-
-    def new_sums_of(run):
-        chosen = ops.equal(runs, ops.expand_dims(run, 2))
-        return _with_chunks(chunks.outer_sum(_choose(chosen, k_write), v), like, ops.shape(runs)[1])
-
-    sums = ops.concatenate([_flat(like), new_sums_of(last)], axis=1)
-    sums = segmented_cumsum(sums, ids)
-    before, state_after = _unflat(sums[:, :-1], like), {"sums": _unflat(sums[:, -1:], like)}
-    rows = arrays.repeat_rows(runs - ops.expand_dims(found_run, 2), group, axis=2)
-    own, next_ = ops.equal(rows, 0), ops.equal(rows, 1)
+def _read_runs(q_read, q_previous, sums, runs, found_runs, group):
+    """Return what each row reads of the sums of its run, and of the run before it."""
+    rows = ops.reshape(
+        runs - ops.expand_dims(found_runs, 2), (ops.shape(q_read)[0], 1, ops.shape(runs)[2], 1)
+    )
+    rows = arrays.tile_rows(rows, group, axis=2)
+    own, is_next = (ops.cast(ops.equal(rows, i), q_read.dtype) for i in (0, 1))
     if q_previous is None:
-        return chunks.read(_choose(own, q_read), before), state_after
-
-    step = ops.expand_dims(last - found_run, 2)
-    same_run, next_run = (ops.cast(x, sums.dtype) for x in (ops.equal(step, 0), ops.equal(step, 1)))
-    new = (new_sums_of(last - 1) + sums[:, :-1] * next_run) * (1.0 - same_run)
-    previous = ops.concatenate([_flat(state["previous"]), new], axis=1)
-    previous = segmented_cumsum(previous, ids)
-    state_after["previous"] = _unflat(previous[:, -1:], like)
-    q_sums = _choose(own, q_read) + _choose(next_, q_previous)
-    previous = _unflat(previous[:, :-1], like)
-    out = chunks.read(q_sums, before) + chunks.read(_choose(own, q_previous), previous)
-    return out, state_after
+        return ops.matmul(q_read * own, sums["sums"])
+    return _read(q_read * own + q_previous * is_next, q_previous * own, sums)
 
 
-def _choose(chosen, x):
-    """Return `x (z, C, h, f)` where `chosen (b, n, C)` is True, and zeros elsewhere."""
-    return x * ops.cast(ops.reshape(chosen, (-1, chosen.shape[2], 1, 1)), x.dtype)
+def _kernel_weights(size, group, kernel, positions, strict, dtype):
+    """Return the kernel of the distances in a chunk, `(R, C)` or `(z or n, 1, R, C)`.
+
+    The weights of later steps are zero. A selection would cut a TFLite graph in two.
+    """
+    step = ops.arange(size, dtype="int32")
+    distance = ops.expand_dims(arrays.tile_rows(step, group, axis=0), 1) - step
+    weights = ops.cast(distance > 0 if strict else distance >= 0, dtype)
+    if kernel is None:
+        return weights
+    if positions is not None:
+        row = ops.expand_dims(arrays.tile_rows(positions, group, axis=1), 2)
+        distance = ops.expand_dims(row - ops.expand_dims(positions, 1), 1)
+    return weights * kernel(distance)
 
 
-def _flat(sums):
-    """`(b, h, f, e) -> (b, 1, h f e)`: rank 3, so that no axis beyond four is ever made."""
-    h, f, e = sums.shape[1:]
-    return ops.reshape(sums, (-1, 1, h * f * e))
-
-
-def _with_chunks(new, like, count):
-    """`(z, h, f, e) -> (b, n, h f e)`."""
-    h, f, e = like.shape[1:]
-    return ops.reshape(new, (ops.shape(like)[0], count, h * f * e))
-
-
-def _unflat(x, like):
-    """`(b, n, h f e) -> (b n, h, f, e)`."""
-    return ops.reshape(x, (-1, *like.shape[1:]))
+def _can_attend(runs, group, to_previous):
+    """Return whether a step's run is the row's, or also the one before it, `(z, 1, R, C)`."""
+    b, n, size = ops.shape(runs)
+    runs = ops.reshape(runs, (b * n, size))
+    row = ops.expand_dims(arrays.tile_rows(runs, group, axis=1), 2)
+    ahead = row - ops.expand_dims(runs, 1)
+    allowed = ops.logical_and(ahead >= 0, ahead <= int(to_previous))
+    return ops.expand_dims(allowed, 1)

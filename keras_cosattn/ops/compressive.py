@@ -18,7 +18,7 @@ from typing import Any
 from keras import ops
 
 from keras_cosattn.ops import arrays, chunks, timesteps
-from keras_cosattn.ops.chunked import segmented_cumsum
+from keras_cosattn.ops.chunk_sums import segmented_cumsum
 from keras_cosattn.ops.pointwise_features import elu_plus_one
 from keras_cosattn.ops.recurrence import states_before_and_after
 

@@ -7,21 +7,26 @@ cosines. Only the sums over chunks use the 2 d features `[x cos, x sin]`.
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, chunks, dense, timesteps
-from keras_cosattn.ops.chunked import CHUNK_SIZE, causal_sums
+from keras_cosattn.ops import arrays, dense, timesteps
+from keras_cosattn.ops.block_size import Sizes, sizes
+from keras_cosattn.ops.causal_scan import both_ways, causal_scan
+from keras_cosattn.ops.chunked import causal_sums
 from keras_cosattn.ops.cosine_features import (
     cos_and_sin_by_series,
     cosine_angles,
     cosine_features,
     per_example,
 )
-from keras_cosattn.ops.linear import State, both_ways, zero_sums
+from keras_cosattn.ops.full_sums import full_sums
 
 Tensor = Any
+State = dict[str, Any]
 
 
 def cosine_attention(
@@ -34,7 +39,8 @@ def cosine_attention(
     mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
     lengths: tuple[Any, Any] | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
+    block_size: int | None = None,
 ) -> Tensor:
     """CosFormer attention in both directions: `out_t = sum_s w_ts v_s / sum_s w_ts`.
 
@@ -77,27 +83,40 @@ def cosine_attention(
     Reference:
         - [Qin et al., 2022](https://arxiv.org/abs/2202.08791), section "cos-based re-weighting"
     """
-    q, k, v, group = _prepare(q, k, v, mask)
-    t, s = lengths or (ops.shape(q)[1] // group, ops.shape(k)[1])
+    arrays.group_size(q, k)
+    t, s = lengths or (ops.shape(q)[1], ops.shape(k)[1])
     segments = timesteps.segment_numbers(segment_ids)
     _check_length(max_length, segments, (t, query_mask), (s, mask))
     if segments is not None and max_length is None:
         raise ValueError("Packed sequences (`segment_ids`) need `max_length`: M may not depend on "
                          "the other segments. Received: max_length=None")  # fmt: skip
     span = _longest(t, s, query_mask, mask) if max_length is None else max_length
-    q_position = _clip_positions(max_length, timesteps.positions(t, query_mask, segments))
-    k_position = _clip_positions(max_length, timesteps.positions(s, mask, segments))
-    q_read = cosine_features(q, arrays.repeat_rows(q_position, group), span, cos_and_sin_by_series)
-    k_write = cosine_features(k, k_position, span, cos_and_sin_by_series)
-    if segments is None:
-        out = chunks.read(q_read, arrays.sums_and_totals(k_write, v))
-    else:
-        v, q_angle = arrays.append_ones(v), cosine_angles(q_position, span, q.dtype)
-        out, _ = both_ways(
-            q, k, v, zero_sums(k_write, v), q_read=q_read, k_write=k_write, kernel=ops.cos,
-            positions=q_angle, runs=segments, group=group, chunk_size=chunk_size,
-        )  # fmt: skip
-    return arrays.unfold_groups(arrays.divide(out), group)
+    q_offset = _clip_positions(max_length, timesteps.positions(t, query_mask, segments))
+    k_offset = _clip_positions(max_length, timesteps.positions(s, mask, segments))
+    steps = sizes(chunk_size, block_size)
+    if segments is not None:
+        xs = {"q": q, "k": k, "v": v, "mask": mask, "offset": q_offset}
+        xs = arrays.without_none({**xs, "position": q_offset})
+        step = functools.partial(_causal_step, span=span, chunk_size=steps.chunk)
+        return both_ways(step, xs, _zero_state(q, k, v), segments, steps.block)[0]
+
+    def features(x, offset):
+        x = ops.relu(arrays.accumulate(x))
+        angles = ops.expand_dims(cosine_angles(offset, span, x.dtype), (2, 3))
+        return cosine_features(x, angles, cos_and_sin_by_series)
+
+    def read(block):
+        return {"sums": features(block["q"], block["offset"])}
+
+    def write(block):
+        valid = block.get("mask")
+        k = arrays.zero_masked(features(block["k"], block["offset"]), valid)
+        v = arrays.append_ones(arrays.zero_masked(arrays.accumulate(block["v"]), valid))
+        return {"sums": (k, v)}
+
+    keys = arrays.without_none({"k": k, "v": v, "mask": mask, "offset": k_offset})
+    queries = {"q": q, "offset": q_offset}
+    return full_sums(read, write, queries, keys, _zero_state(q, k, v), steps.block)[0]
 
 
 def causal_cosine_attention(
@@ -111,7 +130,8 @@ def causal_cosine_attention(
     mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
     state: State | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
+    block_size: int | None = None,
 ) -> tuple[Tensor, State]:
     """CosFormer attention over the steps s <= t, continuing from a state.
 
@@ -153,44 +173,44 @@ def causal_cosine_attention(
         - [Qin et al., 2022](https://arxiv.org/abs/2202.08791), section "cos-based re-weighting".
           The horizon is not in the paper.
     """
-    q, k, v, group = _prepare(q, k, v, mask)
-    t, s = ops.shape(q)[1] // group, ops.shape(k)[1]
+    arrays.group_size(q, k)
+    t, s = ops.shape(q)[1], ops.shape(k)[1]
     segments = timesteps.segment_numbers(segment_ids)
     if state is None:
         _check_length(max_length, segments, (t, query_mask))
     span = max_length or horizon or _longest(t, s, query_mask, mask)
-    k, v = arrays.fit_length(k, t), arrays.append_ones(arrays.fit_length(v, t))
     start = None if state is None else state["position"]
     count = timesteps.count_valid(t, query_mask, segments, start)
     position = _clip_positions(max_length, ops.maximum(count - 1, 0))
 
-    half: Any = None if horizon is None else ops.floor_divide(position, horizon // 2)
-    offset = position if horizon is None else position - half * (horizon // 2)
-    q_read = cosine_features(q, arrays.repeat_rows(offset, group), span)
-    k_write = cosine_features(k, offset, span)
-    options: dict[str, Any] = {"group": group, "chunk_size": chunk_size, "runs": segments}
-    if query_mask is None and segments is None and isinstance(span, int):
-        options["kernel"] = lambda distance: ops.cos(cosine_angles(distance, span, q.dtype))
-    else:
-        options |= {"kernel": ops.cos, "positions": cosine_angles(position, span, q.dtype)}
+    steps, runs, offset, aligned = sizes(chunk_size, block_size), segments, position, False
     if horizon is not None:
-        earlier = arrays.repeat_rows(offset + horizon // 2, group)
-        options["q_previous"] = cosine_features(q, earlier, span)
-        options["runs"] = _half_runs(half, segments, ops.shape(k)[0])
-        options["chunk_size"] = min(chunk_size, horizon // 2)
-    if state is None:
-        state = zero_sums(k_write, v)
-        if horizon is not None:
-            state["previous"] = ops.zeros_like(state["sums"])
-    out, state = causal_sums(q, k, v, state, q_read=q_read, k_write=k_write, **options)
-    out = arrays.unfold_groups(arrays.divide(out), group)
+        half = ops.floor_divide(position, horizon // 2)
+        runs = _half_runs(half, segments, ops.shape(k)[0])
+        offset = position - half * (horizon // 2)
+        if state is None and query_mask is None and segments is None:
+            steps, aligned = _steps_of_half(steps, horizon // 2)
+    k, v = arrays.fit_length(k, t), arrays.fit_length(v, t)
+    mask = None if mask is None else arrays.fit_length(mask, t)
+    xs = arrays.without_none({"q": q, "k": k, "v": v, "mask": mask, "offset": offset})
+    if not (query_mask is None and segments is None and isinstance(span, int)):
+        xs["position"] = position
+    sums = _zero_state(q, k, v, horizon)
+    if state is not None:
+        sums = {name: state[name] for name in sums}
+    elif steps.takes_all(t):
+        sums = {}  # one block without a past has nothing to read
+    step = functools.partial(
+        _causal_step, span=span, horizon=horizon, chunk_size=steps.chunk, aligned=aligned
+    )
+    out, state = causal_scan(step, xs, sums, runs, steps.block)
     if segments is None:
         start = ops.zeros((ops.shape(k)[0],), "int32") if start is None else start
         count_read = timesteps.wrap(timesteps.advance(start, t, query_mask), 1)
     else:
         count_read = count[:, -1]
-    state["position"] = count_read if horizon is None else _in_half(count_read, horizon // 2)
-    return out, state
+    position = count_read if horizon is None else _in_half(count_read, horizon // 2)
+    return out, {**state, "position": position}
 
 
 def cosine_weights(
@@ -234,15 +254,45 @@ def cosine_weights(
     return dense.normalise(weights, allowed)
 
 
-def _prepare(q, k, v, mask):
-    """Return relu features with head groups as rows, values, and the group size.
+def _causal_step(
+    state, block, runs, *, span, chunk_size, horizon=None, aligned=False, strict=False, divide=True
+):
+    """Attention among the steps of a block and to its past, a step of `causal_scan`."""
+    mask = block.get("mask")
+    q = ops.relu(arrays.accumulate(block["q"]))
+    k = arrays.zero_masked(ops.relu(arrays.accumulate(block["k"])), mask)
+    v = arrays.append_ones(arrays.zero_masked(arrays.accumulate(block["v"]), mask))
+    options: dict[str, Any] = {"kernel": ops.cos}
+    if "position" in block:
+        options["positions"] = cosine_angles(block["position"], span, q.dtype)
+    else:
+        options["kernel"] = lambda distance: ops.cos(cosine_angles(distance, span, q.dtype))
+    out, state = causal_sums(
+        q, k, v, state or None,
+        expand=cosine_features,
+        offsets=cosine_angles(block["offset"], span, q.dtype),
+        reach=None if horizon is None else math.pi / 4,
+        runs=runs, aligned=aligned, strict=strict, chunk_size=chunk_size, **options,
+    )  # fmt: skip
+    return arrays.divide(out) if divide else out, state
 
-    Masked keys and values are zero.
-    """
-    group = arrays.group_size(q, k)
-    q = arrays.fold_groups(ops.relu(arrays.accumulate(q)), group)
-    k = arrays.zero_masked(ops.relu(arrays.accumulate(k)), mask)
-    return q, k, arrays.zero_masked(arrays.accumulate(v), mask), group
+
+def _zero_state(q, k, v, horizon=None):
+    """Return the sums before the first step."""
+    h, d = k.shape[2:]
+    dtype = arrays.accumulate(q[:0]).dtype
+    zeros = ops.zeros((ops.shape(k)[0], h, 2 * d, v.shape[3] + 1), dtype)
+    return {"sums": zeros} if horizon is None else {"sums": zeros, "previous": zeros}
+
+
+def _steps_of_half(steps: Sizes, half: int) -> tuple[Sizes, bool]:
+    """Return sizes of chunks that end where half-horizons end, and whether there are such sizes."""
+    chunk = min(steps.chunk, half)
+    aligned = next(size for size in range(chunk, 0, -1) if half % size == 0)
+    if 2 * aligned < chunk:
+        return steps, False
+    is_one = steps.block == steps.chunk
+    return Sizes(aligned, aligned if is_one else steps.block), True
 
 
 def _check_length(max_length, segments, *sides):

@@ -42,16 +42,14 @@ def cosine_angles(position: Tensor, span: Span, dtype: Any) -> Tensor:
 
 def cosine_features(
     x: Tensor,
-    position: Tensor,
-    span: Span,
+    angles: Tensor,
     functions: Callable[[Tensor], tuple[Tensor, Tensor]] = cos_and_sin,
 ) -> Tensor:
-    """Return `[x cos, x sin] (b, t, h, 2 d)` of `x (b, t, h, d)` and positions `(b or 1, t)`.
+    """Return `[x cos, x sin] (..., 2 d)` of `x (..., d)` and angles that broadcast to x.
 
     `functions` computes cosine and sine.
     """
-    position = ops.expand_dims(position, (-2, -1))
-    cos, sin = functions(cosine_angles(position, per_example(span), x.dtype))
+    cos, sin = functions(angles)
     return ops.concatenate([x * cos, x * sin], axis=-1)
 
 

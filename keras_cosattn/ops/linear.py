@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, chunks, dense, timesteps
-from keras_cosattn.ops.chunked import CHUNK_SIZE, causal_sums
+from keras_cosattn.ops import arrays, dense, timesteps
+from keras_cosattn.ops.block_size import sizes
+from keras_cosattn.ops.causal_scan import both_ways, causal_scan
+from keras_cosattn.ops.chunked import causal_sums
+from keras_cosattn.ops.full_sums import full_sums
 
 Tensor = Any
 State = dict[str, Any]
+Pairs = list[tuple[Tensor, Tensor]]
+Features = Callable[[Tensor, Tensor, Any], Pairs]
 
 
 def linear_attention(
@@ -18,27 +25,32 @@ def linear_attention(
     k: Tensor,
     v: Tensor,
     *,
-    rotated: tuple[Tensor, Tensor] | None = None,
+    features: Features | None = None,
+    positions: tuple[Tensor, Tensor] | None = None,
     causal: bool = False,
     mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
     state: State | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
+    block_size: int | None = None,
 ) -> tuple[Tensor, State]:
     """Linear attention: `out_t = sum_s (q_t . k_s) v_s / sum_s (q_t . k_s)`.
 
     The sums run over all s, or over s <= t if `causal`, and in either case over the steps that
     `state` holds. A row with weights that sum to zero is zero.
 
-    It takes O((t + s) f e) time for each head. Segments add O((t / chunk_size)^1.5 f e) time. The
-    state has O(f e) numbers.
+    It takes O((t + s) f e) time for each head. The state has O(f e) numbers.
 
     Args:
-        q: tensor `(b, t, h, f)`, the features of the queries; h is a multiple of hk.
-        k: tensor `(b, s, hk, f)`, the features of the keys.
+        q: tensor `(b, t, h, d)`, the queries; h is a multiple of hk.
+        k: tensor `(b, s, hk, d)`, the keys.
         v: tensor `(b, s, hk, e)`.
-        rotated: pair of tensors like q and k, which replace them in the numerator. The normaliser
-            uses q and k, so it cannot be zero (Su et al., 2021, equation 19).
+        features: function `(q, k, positions)` of the queries and keys of some steps, which maps
+            each step by itself. It returns a list of one pair of tensors, which replace q and k and
+            have f features in place of d; or of two pairs, one for the numerator and one for the
+            normaliser (Su et al., 2021, equation 19). Defaults to `None`: q and k are features.
+        positions: pair of int32 tensors `(b or 1, t)` and `(b or 1, s)` for `features`. Defaults to
+            `None`.
         causal: bool. If True, query t attends to keys s <= t, both counted from the start. Defaults
             to `False`.
         mask: bool tensor `(b, s)`, the valid keys.
@@ -46,11 +58,14 @@ def linear_attention(
         state: state that an earlier call returned. It belongs to the first segment. If it has a
             "count" `(b,)` of the earlier steps, its sums are means over these steps; such a state
             cannot be used with segments.
-        chunk_size: int, the number of steps in a chunk of the causal form. Defaults to `64`.
+        chunk_size: int, the number of steps that one matrix product covers. Defaults to 128 on
+            CPUs and to 64 elsewhere.
+        block_size: int, the number of steps that one iteration of the loop over the sequence takes.
+            Defaults to one chunk on CPUs and to 8,192 steps elsewhere.
 
     Returns:
         The output `(b, t, h, e)` and the new state, in float32, or in float64 for float64 features.
-        The state is `{"sums": (b, hk, f, e + 1)}`, or with `rotated`
+        The state is `{"sums": (b, hk, f, e + 1)}`, or with two pairs
         `{"sums": (b, hk, f, e), "totals": (b, hk, f, 1)}`, and it has a "count" if `state` has.
 
     Example:
@@ -65,46 +80,100 @@ def linear_attention(
         - [Katharopoulos et al., 2020](https://arxiv.org/abs/2006.16236), equations 5-6 and 9-12
         - [Su et al., 2021](https://arxiv.org/abs/2104.09864), equation 19
     """
-    group = arrays.group_size(q, k)
-    segments = timesteps.segment_numbers(segment_ids)
-    v = arrays.zero_masked(arrays.accumulate(v), mask)
-    count = None if state is None else state.get("count")  # a state of means has it
+    arrays.group_size(q, k)
+    t, s = ops.shape(q)[1], ops.shape(k)[1]
+    features = features or _as_they_are
+    past = _zero_state(q, k, v, features, positions) if state is None else dict(state)
+    count, share = past.pop("count", None), None  # a state of means has a count
     if count is not None:
-        new = ops.shape(k)[1] if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1)
+        new = s if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1)
         keep, share = arrays.shares_of_mean(count, new)
+        past = {name: x * keep for name, x in past.items()}
+        count = count + new
+    segments, steps = timesteps.segment_numbers(segment_ids), sizes(chunk_size, block_size)
+    if not causal and segments is None:
+        out, after = _of_all(features(q, k, positions), v, mask, share, past, steps.block)
+    else:
+        if causal and state is None and steps.takes_all(t):
+            past = {}  # one block without a past has nothing to read
+        k, v = arrays.fit_length(k, t), arrays.fit_length(v, t)
+        mask = None if mask is None else arrays.fit_length(mask, t)
+        positions = None if positions is None else positions[0]
+        xs = arrays.without_none({"q": q, "k": k, "v": v, "mask": mask, "positions": positions})
+        step = functools.partial(
+            _causal_step, features=features, share=share, chunk_size=steps.chunk
+        )
+        scan = causal_scan if causal else both_ways
+        out, after = scan(step, xs, past, segments, steps.block)
+    return out, after if count is None else {**after, "count": count}
 
-    def sums(q, k, v, name):
+
+def _as_they_are(q, k, positions):
+    return [(q, k)]
+
+
+def _values(v, pairs):
+    """Return the values of each sum, with the name of the sum in the state."""
+    if len(pairs) == 1:
+        return {"sums": arrays.append_ones(v)}
+    return {"sums": v, "totals": ops.ones_like(v[..., :1])}
+
+
+def _zero_state(q, k, v, features, positions):
+    """Return the sums before the first step. One step tells the number of features."""
+    positions = positions and tuple(x[:, :1] for x in positions)
+    pairs = features(q[:, :1], k[:, :1], positions)
+    values = _values(arrays.accumulate(v[:, :1]), pairs)
+    return {
+        name: ops.zeros((ops.shape(k)[0], *k.shape[2:], v.shape[3]), v.dtype)
+        for (_, k), (name, v) in zip(pairs, values.items(), strict=True)
+    }
+
+
+def _of_all(pairs, v, mask, share, state, block_size):
+    """Attention of all queries to all keys."""
+
+    def write(block):
+        valid = block.pop("mask", None)
+        v = arrays.zero_masked(arrays.accumulate(block.pop("v")), valid)
+        values = _values(v, pairs)
+        keys = (arrays.zero_masked(arrays.accumulate(k), valid) for k in block["k"])
+        keys = (k if share is None else k * share for k in keys)
+        return {name: (k, v) for k, (name, v) in zip(keys, values.items(), strict=True)}
+
+    def read(block):
+        return dict(zip(state, map(arrays.accumulate, block["q"]), strict=True))
+
+    queries, keys = ([pair[side] for pair in pairs] for side in (0, 1))
+    keys = arrays.without_none({"k": keys, "v": v, "mask": mask})
+    return full_sums(read, write, {"q": queries}, keys, state, block_size)
+
+
+def _causal_step(state, block, runs, *, features, share, chunk_size, strict=False, divide=True):
+    """Attention among the steps of a block and to its past, a step of `causal_scan`."""
+    mask, positions, outputs, after = block.get("mask"), block.get("positions"), [], {}
+    positions = None if positions is None else (positions, positions)
+    pairs = features(block["q"], block["k"], positions)
+    values = _values(arrays.zero_masked(arrays.accumulate(block["v"]), mask), pairs)
+    for (q, k), (name, v) in zip(pairs, values.items(), strict=True):
         k = arrays.zero_masked(arrays.accumulate(k), mask)
-        q = arrays.fold_groups(arrays.accumulate(q), group)
-        past = zero_sums(k, v) if state is None else {"sums": state[name]}
-        if count is not None:
-            k, past = k * share, {"sums": past["sums"] * keep}
-        options = {"group": group, "chunk_size": chunk_size}
-        if causal:
-            k, v = (arrays.fit_length(x, ops.shape(q)[1] // group) for x in (k, v))
-            out, past = causal_sums(q, k, v, past, runs=segments, **options)
-        elif segments is not None:
-            out, past = both_ways(q, k, v, past, runs=segments, **options)
-        else:
-            past = {"sums": past["sums"] + chunks.outer_sum(k, v)}
-            out = chunks.read(q, past["sums"])
-        return out, past["sums"]
-
-    after = {} if count is None else {"count": count + new}
-    if rotated is None:
-        out, after["sums"] = sums(q, k, arrays.append_ones(v), "sums")
-        return arrays.unfold_groups(arrays.divide(out), group), after
-    numerator, after["sums"] = sums(*rotated, v, "sums")
-    normaliser, after["totals"] = sums(q, k, ops.ones_like(v[..., :1]), "totals")
-    out = arrays.divide(ops.concatenate([numerator, normaliser], axis=-1))
-    return arrays.unfold_groups(out, group), after
+        out, sums = causal_sums(
+            arrays.accumulate(q), k if share is None else k * share, v,
+            {"sums": state[name]} if state else None,
+            runs=runs, strict=strict, chunk_size=chunk_size,
+        )  # fmt: skip
+        outputs.append(out)
+        after[name] = sums["sums"]
+    out = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=-1)
+    return arrays.divide(out) if divide else out, after
 
 
 def linear_weights(
     q: Tensor,
     k: Tensor,
     *,
-    rotated: tuple[Tensor, Tensor] | None = None,
+    features: Features | None = None,
+    positions: tuple[Tensor, Tensor] | None = None,
     causal: bool = False,
     query_mask: Tensor | None = None,
     mask: Tensor | None = None,
@@ -130,45 +199,6 @@ def linear_weights(
         segments=timesteps.segment_numbers(segment_ids),
         causal=causal,
     )
-    weights = dense.scores(q, arrays.zero_masked(k, mask))
-    if rotated is None:
-        return dense.normalise(weights, allowed)
-    numerator = dense.scores(rotated[0], arrays.zero_masked(rotated[1], mask))
-    return dense.normalise(numerator, allowed, weights)
-
-
-def both_ways(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    state: State,
-    *,
-    runs: Tensor,
-    q_read: Tensor | None = None,
-    k_write: Tensor | None = None,
-    positions: Tensor | None = None,
-    **options: Any,
-) -> tuple[Tensor, State]:
-    """Sum over the whole segment of each step, by two causal sums.
-
-    The second sum runs over the steps after each step. Arguments and returns are those of
-    `causal_sums`, and the state is that of the first sum.
-    """
-
-    def flip(x):
-        return None if x is None else ops.flip(x, axis=1)
-
-    features: dict[str, Any] = {"q_read": q_read, "k_write": k_write, "positions": positions}
-    out, state_after = causal_sums(q, k, v, state, runs=runs, **features, **options)
-    empty = {"sums": ops.zeros_like(state["sums"])}
-    features = {name: flip(x) for name, x in features.items()}
-    runs = runs[:, -1:] - flip(runs)
-    later, _ = causal_sums(
-        flip(q), flip(k), flip(v), empty, runs=runs, strict=True, **features, **options
-    )
-    return out + flip(later), state_after
-
-
-def zero_sums(k: Tensor, v: Tensor) -> State:
-    """Return the state before the first step of `k (b, t, h, f)` and `v (b, t, h, e)`."""
-    return {"sums": ops.zeros((ops.shape(k)[0], *k.shape[2:], v.shape[3]), k.dtype)}
+    pairs = (features or _as_they_are)(q, k, positions)
+    scores = [dense.scores(q, arrays.zero_masked(k, mask)) for q, k in pairs]
+    return dense.normalise(scores[0], allowed, scores[-1])

@@ -1,0 +1,83 @@
+"""How many steps a loop takes at once, by the device."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The steps that one matrix product covers, and the steps of one iteration of the loop.
+
+    Args:
+        chunk: int, the number of steps in a chunk.
+        block: int, the number of steps in a block. None stands for all steps.
+    """
+
+    chunk: int
+    block: int | None
+
+    def takes_all(self, length: Any) -> bool:
+        """Return whether one block is known to have all steps of a sequence."""
+        return self.block is None or (isinstance(length, int) and length <= self.block)
+
+
+CPU = Sizes(chunk=128, block=128)
+"""A block of 128 steps stays in the cache, and one chunk needs no sums over chunks."""
+
+ACCELERATOR = Sizes(chunk=64, block=8192)
+"""A GPU or TPU is faster with a few large products. The block bounds their memory."""
+
+ALL_AT_ONCE = Sizes(chunk=64, block=None)
+
+_all_at_once: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "keras_cosattn_all_at_once", default=False
+)
+
+
+@contextlib.contextmanager
+def all_at_once() -> Iterator[None]:
+    """Take all steps at once in the context, whatever sizes are given.
+
+    Files for TFLite are made so. On LiteRT, one thread, 4,096 steps of 4 heads of 16, causal
+    cosFormer took 2.4 ms so, and 5.1 to 7.0 ms as a loop; and XNNPACK cannot run the loop if the
+    number of steps is not fixed.
+    """
+    token = _all_at_once.set(True)
+    try:
+        yield
+    finally:
+        _all_at_once.reset(token)
+
+
+def sizes(chunk_size: int | None = None, block_size: int | None = None) -> Sizes:
+    """Return the given sizes, and those of the device in place of None."""
+    if _all_at_once.get():
+        return Sizes(chunk_size or ALL_AT_ONCE.chunk, None)
+    default = ACCELERATOR if _has_accelerator(keras.backend.backend()) else CPU
+    chunk = chunk_size or default.chunk
+    return Sizes(chunk, block_size or max(chunk if default is CPU else default.block, chunk))
+
+
+@functools.cache
+def _has_accelerator(backend: str) -> bool:
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    return False

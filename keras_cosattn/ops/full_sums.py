@@ -1,0 +1,64 @@
+"""Sums over all steps of a sequence, the algorithm of linear attention in both directions.
+
+One scan adds up the keys and values of all steps. A second scan reads the sums for each query. So
+no tensor of features of the whole sequence is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+from keras_cosattn.ops import arrays
+from keras_cosattn.ops.scan import block_scan
+
+Tensor = Any
+State = dict[str, Any]
+Block = dict[str, Any]
+
+
+def full_sums(
+    read: Callable[[Block], dict[str, Tensor]],
+    write: Callable[[Block], dict[str, tuple[Tensor, Tensor]]],
+    queries: Block,
+    keys: Block,
+    state: State,
+    block_size: int | None,
+) -> tuple[Tensor, State]:
+    """Return `out_t = q_t sum_s k_s v_s^T`, divided by its last column, and the sums.
+
+    It takes O((t + s) f e) time for each head.
+
+    Args:
+        read: function of a block of `queries`. For each sum it returns `q (b, t, h * g, f)`.
+        write: function of a block of `keys`. For each sum it returns `k (b, s, h, f)` and
+            `v (b, s, h, e)`.
+        queries: dict of tensors `(b or 1, t, ...)`.
+        keys: dict of tensors `(b or 1, s, ...)`.
+        state: dict of the earlier sums, `(b, h, f, e)`. With several sums, the outputs of all are
+            columns beside each other before the division.
+        block_size: int, the number of steps in a block. None stands for all steps.
+
+    Returns:
+        The output `(b, t, h * g, e)` without the last column, and the sums with the new steps.
+    """
+
+    def add(sums, block):
+        return {
+            name: sums[name] + ops.matmul(ops.transpose(k, (0, 2, 3, 1)), arrays.heads_first(v))
+            for name, (k, v) in write(block).items()
+        }, ()
+
+    def read_sums(_, block, sums):
+        outputs = []
+        for name, q in read(block).items():
+            group = q.shape[2] // sums[name].shape[1]
+            q = arrays.groups_to_rows(arrays.heads_first(q), group)
+            outputs.append(arrays.rows_to_groups(ops.matmul(q, sums[name]), group))
+        out = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=-1)
+        return (), arrays.heads_first(arrays.divide(out))
+
+    sums, _ = block_scan(add, state, keys, block_size)
+    return block_scan(read_sums, (), queries, block_size, sums)[1], sums

@@ -1,0 +1,287 @@
+"""The loop of `block_scan` on TensorFlow: a while loop with a gradient of its own.
+
+`keras.ops.scan` has no gradient under XLA, and the gradient of `tf.while_loop` keeps every tensor
+of every block. Here the forward loop keeps the state before each block. The backward loop goes
+through the blocks in reverse order, computes each one again on a tape, and asks the tape for the
+gradients of that block.
+
+Shapes: n blocks of `size` steps, and a last block of what remains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+Tensor = Any
+Leaves = list[Any]  # the tensors of a nest, in the order of `keras.tree.flatten`
+
+
+def scan(body: Any, state: Any, xs: Any, constants: Any, size: int) -> tuple[Any, Any]:
+    """See `block_scan`."""
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        return _eager_scan(body, state, xs, constants, size)
+    return _Scan(body, state, xs, constants, size)()
+
+
+def _eager_scan(body, state, xs, constants, size):
+    import tensorflow as tf
+
+    outputs = []
+    for start in range(0, keras.tree.flatten(xs)[0].shape[1], size):
+        block = keras.tree.map_structure(lambda x, a=start: x[:, a : a + size], xs)
+        state, y = body(state, block, constants)
+        outputs.append(y)
+    return state, keras.tree.map_structure(lambda *y: tf.concat(y, axis=1), *outputs)
+
+
+class _Scan:
+    """One scan in a graph. The nests are handled as lists of their tensors."""
+
+    def __init__(self, body, state, xs, constants, size):
+        import tensorflow as tf
+
+        self.body, self.size = body, size
+        self.nests = state, xs, constants
+        self.leaves = [keras.tree.flatten(nest) for nest in self.nests]
+        first = self.leaves[1][0]
+        self.length = tf.shape(first)[1] if first.shape[1] is None else first.shape[1]
+        self.count = self.length // size
+        self.has_rest = not isinstance(self.length, int) or self.length % size > 0
+        self.y, self.y_specs = self._learn_outputs()
+
+    def __call__(self):
+        import tensorflow as tf
+
+        state, xs, constants = self.leaves
+        sizes = len(state), len(xs), len(constants)
+
+        @tf.custom_gradient
+        def run(*tensors):
+            leaves = _split(tensors, sizes)
+            after, ys, states = self._forward(*leaves)
+
+            def gradient(*upstream, variables=None):
+                d_after, d_ys = _split(upstream, (len(state), len(ys)))
+                grads, variable_grads = self._backward(
+                    leaves, states, d_after, d_ys, list(variables or ())
+                )
+                return grads if variables is None else (grads, variable_grads)
+
+            return [*after, *ys], gradient
+
+        outputs = run(*state, *xs, *constants)
+        after, ys = _split(outputs, (len(state), len(self.y_specs)))
+        for new, old in zip(after, state, strict=True):
+            new.set_shape(old.shape)
+        after = keras.tree.pack_sequence_as(self.nests[0], after)
+        return after, keras.tree.pack_sequence_as(self.y, ys)
+
+    def _run_body(self, *leaves):
+        nests = (
+            keras.tree.pack_sequence_as(nest, list(of_nest))
+            for nest, of_nest in zip(self.nests, leaves, strict=True)
+        )
+        state, y = self.body(*nests)
+        return keras.tree.flatten(state), keras.tree.flatten(y), y
+
+    def _learn_outputs(self):
+        """Return the nest of the outputs of a block, and the specs of its tensors."""
+        import tensorflow as tf
+
+        @tf.function(autograph=False)
+        def trace(state, xs, constants):
+            return self._run_body(state, xs, constants)[2]
+
+        state, xs, constants = ([tf.TensorSpec(x.shape, x.dtype) for x in x] for x in self.leaves)
+        xs = [tf.TensorSpec([x.shape[0], self.size, *x.shape[2:]], x.dtype) for x in xs]
+        y = trace.get_concrete_function(state, xs, constants).structured_outputs
+        return y, [tf.TensorSpec(x.shape, x.dtype) for x in keras.tree.flatten(y)]
+
+    def _forward(self, state, xs, constants):
+        """Return the state after all steps, the outputs, and the states before each block.
+
+        The last of these is the state before what remains.
+        """
+        import tensorflow as tf
+
+        whole = [self._at_least_a_block(x) for x in xs]
+
+        def step(i, state, ys, states):
+            states = _set_all(states, i, state)
+            block = [self._block(x, i) for x in whole]
+            state, y, _ = self._run_body(state, block, constants)
+            return i + 1, state, _set_all(ys, i, y), states
+
+        y_shapes = [self._shape(x) for x in self.y_specs]
+        ys = [_reserve(self.count, *x) for x in zip(self.y_specs, y_shapes, strict=True)]
+        states = [_reserve(self.count + 1, x, tf.shape(x)) for x in state]
+        first = state
+        _, state, ys, states = tf.while_loop(
+            lambda i, *_: i < self.count,
+            step,
+            (0, state, ys, states),
+            maximum_iterations=self.count,
+        )
+        states = _set_all(states, self.count, state)
+        states = [_stack(s, x, tf.shape(x)) for s, x in zip(states, first, strict=True)]
+        ys = [self._join(*y) for y in zip(ys, self.y_specs, y_shapes, strict=True)]
+        if self.has_rest:
+            state, last, _ = self._run_body(state, [self._rest(x) for x in xs], constants)
+            ys = [tf.concat([y, x], axis=1) for y, x in zip(ys, last, strict=True)]
+        return state, ys, states
+
+    def _backward(self, leaves, states, d_state, d_ys, variables):
+        """Return the gradients of all leaves, and those of the variables."""
+        import tensorflow as tf
+
+        state, xs, constants = leaves
+        floats = [[x.dtype.is_floating for x in leaves] for leaves in (state, xs, constants)]
+        y_floats = [x.dtype.is_floating for x in self.y_specs]
+
+        def gradients(state, block, d_state, d_y):
+            """Return the gradients of one block: of its state, its steps, and what is shared."""
+            sources = [
+                _where(flags, x) for flags, x in zip(floats, (state, block, constants), strict=True)
+            ]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([*sources, variables])
+                after, y, _ = self._run_body(state, block, constants)
+            return tape.gradient(
+                [*_where(floats[0], after), *_where(y_floats, y)],
+                (sources[0], sources[1], [*sources[2], *variables]),
+                [*d_state, *d_y],
+                unconnected_gradients="zero",
+            )
+
+        d_state, d_ys = _where(floats[0], d_state), _where(y_floats, d_ys)
+        shared = [tf.zeros_like(x) for x in (*_where(floats[2], constants), *variables)]
+        whole = [[self._at_least_a_block(x) for x in of_nest] for of_nest in (xs, d_ys)]
+        d_rest = None
+        if self.has_rest:
+            rest = [[self._rest(x) for x in of_nest] for of_nest in (xs, d_ys)]
+            d_state, d_rest, shared = gradients([s[-1] for s in states], rest[0], d_state, rest[1])
+            shared = [tf.convert_to_tensor(x) for x in shared]
+
+        def step(i, d_state, lists, shared):
+            block, d_y = ([self._block(x, i) for x in of_nest] for of_nest in whole)
+            before = [of_blocks[i] for of_blocks in states]
+            d_state, d_block, d_shared = gradients(before, block, d_state, d_y)
+            shared = [a + b for a, b in zip(shared, d_shared, strict=True)]
+            return i - 1, d_state, _set_all(lists, i, d_block), shared
+
+        specs = [
+            tf.TensorSpec([x.shape[0], self.size, *x.shape[2:]], x.dtype)
+            for x in _where(floats[1], xs)
+        ]
+        shapes = [self._shape(x) for x in specs]
+        lists = [_reserve(self.count, *x) for x in zip(specs, shapes, strict=True)]
+        _, d_state, lists, shared = tf.while_loop(
+            lambda i, *_: i >= 0,
+            step,
+            (self.count - 1, d_state, lists, shared),
+            maximum_iterations=self.count,
+        )
+        d_xs = [self._join(*x) for x in zip(lists, specs, shapes, strict=True)]
+        if d_rest is not None:
+            d_xs = [tf.concat([d, x], axis=1) for d, x in zip(d_xs, d_rest, strict=True)]
+        d_constants, d_variables = _split(shared, (sum(floats[2]), len(variables)))
+        return [
+            *_fill(floats[0], d_state),
+            *_fill(floats[1], d_xs),
+            *_fill(floats[2], d_constants),
+        ], d_variables
+
+    def _shape(self, spec):
+        """Return the shape of a block, with the batch size of the call."""
+        import tensorflow as tf
+
+        b = tf.shape(self.leaves[1][0])[0] if spec.shape[0] is None else spec.shape[0]
+        return tf.stack([b, *spec.shape[1:]])
+
+    def _block(self, x, i):
+        """Return block i of `x (b, t, ...)`. XLA needs a size that is known, not an end."""
+        import tensorflow as tf
+
+        rank = len(x.shape)
+        sizes = [x.shape[0], self.size, *x.shape[2:]]
+        sizes = [tf.shape(x)[axis] if n is None else n for axis, n in enumerate(sizes)]
+        block = tf.slice(x, [0, i * self.size] + [0] * (rank - 2), sizes)
+        block.set_shape([x.shape[0], self.size, *x.shape[2:]])
+        return block
+
+    def _at_least_a_block(self, x):
+        """Return x, with zeros to the length of a block if it is shorter.
+
+        XLA checks the size of a slice also in a loop of no iterations.
+        """
+        import tensorflow as tf
+
+        if isinstance(self.length, int):
+            return x
+        missing = tf.maximum(self.size - self.length, 0)  # without zeros, nothing is copied
+        return tf.pad(x, [[0, 0], [0, missing]] + [[0, 0]] * (len(x.shape) - 2))
+
+    def _rest(self, x):
+        return x[:, self.count * self.size :]
+
+    def _join(self, of_blocks, spec, shape):
+        """Return the blocks of a list as one tensor, `(b, n * size, ...)`."""
+        import tensorflow as tf
+
+        x = _stack(of_blocks, spec, shape)
+        x = tf.transpose(x, [1, 0, *range(2, len(x.shape))])
+        return tf.reshape(x, [shape[0], self.count * self.size, *spec.shape[2:]])
+
+
+# Lists of tensors, one for each block. A `tf.TensorArray` without elements cannot be stacked if its
+# shape is dynamic.
+
+
+def _reserve(count, spec, shape):
+    import tensorflow as tf
+
+    return tf.raw_ops.TensorListReserve(
+        element_shape=shape, num_elements=count, element_dtype=spec.dtype
+    )
+
+
+def _set_all(lists, i, leaves):
+    import tensorflow as tf
+
+    return [
+        tf.raw_ops.TensorListSetItem(input_handle=of_blocks, index=i, item=x)
+        for of_blocks, x in zip(lists, leaves, strict=True)
+    ]
+
+
+def _stack(of_blocks, spec, shape):
+    import tensorflow as tf
+
+    x = tf.raw_ops.TensorListStack(
+        input_handle=of_blocks, element_shape=shape, element_dtype=spec.dtype
+    )
+    x.set_shape([None, *spec.shape])
+    return x
+
+
+def _split(leaves: Sequence[Tensor], sizes: tuple[int, ...]) -> list[Leaves]:
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(list(leaves[start : start + size]))
+        start += size
+    return parts
+
+
+def _where(flags, leaves):
+    return [x for flag, x in zip(flags, leaves, strict=True) if flag]
+
+
+def _fill(flags, leaves):
+    """Put the leaves where a flag is True, and `None` elsewhere."""
+    leaves = iter(leaves)
+    return [next(leaves) if flag else None for flag in flags]
