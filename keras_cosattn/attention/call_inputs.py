@@ -152,9 +152,11 @@ def read_call(
         mask = query_mask if key_mask is query_mask else timesteps.combine(query_mask, key_mask)
         mask = timesteps.combine(stream_mask, mask)
         query_mask = key_mask = mask
+    # Read before the projections: later, reading it would cut a TFLite graph into two parts.
+    steps = ops.shape(query)[1]
     layout = CallLayout(
-        query_steps=ops.shape(query)[1],  # read before the projections: later, reading it would
-        key_steps=ops.shape(value)[1],  # cut a TFLite graph into two delegated parts
+        query_steps=steps,
+        key_steps=steps if value is query or reason is not None else ops.shape(value)[1],
         query_mask=query_mask,
         key_mask=key_mask,
         segments=timesteps.segment_numbers(given["segment_ids"]),

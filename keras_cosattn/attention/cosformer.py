@@ -148,11 +148,11 @@ class CosFormerAttention(SumsAttention):
             "segment_ids": layout.segments,
             "chunk_size": self.chunk_size,
             "block_size": self.block_size,
+            "lengths": (layout.query_steps, layout.key_steps),
         }
         if layout.causal:
             return causal_cosine_attention(q, k, v, horizon=self.horizon, state=state, **options)
-        lengths = layout.query_steps, layout.key_steps
-        return cosine_attention(q, k, v, lengths=lengths, **options), None
+        return cosine_attention(q, k, v, **options), None
 
     def _weights(self, q, k, layout):
         return cosine_weights(

@@ -122,6 +122,7 @@ class LinearAttention(SumsAttention):
             mask=layout.key_mask,
             segment_ids=layout.segments,
             state=state,
+            lengths=(layout.query_steps, layout.key_steps),
             chunk_size=self.chunk_size,
             block_size=self.block_size,
             **options,

@@ -150,6 +150,7 @@ class PerformerAttention(SumsAttention):
             mask=layout.key_mask,
             segment_ids=layout.segments,
             state=state,
+            lengths=(layout.query_steps, layout.key_steps),
             chunk_size=self.chunk_size,
             block_size=self.block_size,
         )

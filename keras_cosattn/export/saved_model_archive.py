@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import keras
 
 from keras_cosattn.export.export_plan import ExportPlan
+from keras_cosattn.ops.block_size import all_at_once
 
 
 def write_archive(plan: ExportPlan, path: str | os.PathLike[str], for_tflite: bool = False) -> None:
@@ -22,6 +24,11 @@ def write_archive(plan: ExportPlan, path: str | os.PathLike[str], for_tflite: bo
         OSError: If the folder cannot be written.
         ValueError: If the model or its tokenizer uses variables or tables that it does not hold.
     """
+    with all_at_once() if for_tflite else contextlib.nullcontext():
+        _write(plan, path, for_tflite)
+
+
+def _write(plan, path, for_tflite):
     import tensorflow as tf
 
     archive = keras.export.ExportArchive()

@@ -106,6 +106,20 @@ def fit_length(x: Tensor, length: Size) -> Tensor:
     return pad_end(x[:, :length], ops.maximum(length - s, 0))
 
 
+def align_keys(k: Tensor, v: Tensor, mask: Tensor | None, t: Size, s: Size) -> tuple:
+    """Return the first t of s keys, values and flags of the valid ones.
+
+    Missing keys are zero and not valid.
+    """
+    known = isinstance(t, int) and isinstance(s, int)
+    if t is s or (known and t == s):
+        return k, v, mask
+    if mask is None and not (known and t < s):
+        mask = ops.expand_dims(ops.arange(s, dtype="int32") >= 0, 0)
+    mask = None if mask is None else fit_length(mask, t)
+    return fit_length(k, t), fit_length(v, t), mask
+
+
 def pad_with_last(x: Tensor, amount: Size) -> Tensor:
     """Append `amount` copies of the last step to `x (b, t)`."""
     if isinstance(amount, int) and amount == 0:

@@ -130,6 +130,7 @@ def causal_cosine_attention(
     mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
     state: State | None = None,
+    lengths: tuple[Any, Any] | None = None,
     chunk_size: int | None = None,
     block_size: int | None = None,
 ) -> tuple[Tensor, State]:
@@ -174,7 +175,7 @@ def causal_cosine_attention(
           The horizon is not in the paper.
     """
     arrays.group_size(q, k)
-    t, s = ops.shape(q)[1], ops.shape(k)[1]
+    t, s = lengths or (ops.shape(q)[1], ops.shape(k)[1])
     segments = timesteps.segment_numbers(segment_ids)
     if state is None:
         _check_length(max_length, segments, (t, query_mask))
@@ -190,8 +191,7 @@ def causal_cosine_attention(
         offset = position - half * (horizon // 2)
         if state is None and query_mask is None and segments is None:
             steps, aligned = _steps_of_half(steps, horizon // 2)
-    k, v = arrays.fit_length(k, t), arrays.fit_length(v, t)
-    mask = None if mask is None else arrays.fit_length(mask, t)
+    k, v, mask = arrays.align_keys(k, v, mask, t, s)
     xs = arrays.without_none({"q": q, "k": k, "v": v, "mask": mask, "offset": offset})
     if not (query_mask is None and segments is None and isinstance(span, int)):
         xs["position"] = position

@@ -31,6 +31,7 @@ def linear_attention(
     mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
     state: State | None = None,
+    lengths: tuple[Any, Any] | None = None,
     chunk_size: int | None = None,
     block_size: int | None = None,
 ) -> tuple[Tensor, State]:
@@ -58,6 +59,8 @@ def linear_attention(
         state: state that an earlier call returned. It belongs to the first segment. If it has a
             "count" `(b,)` of the earlier steps, its sums are means over these steps; such a state
             cannot be used with segments.
+        lengths: pair (t, s), if these numbers were already read earlier in the graph. With one and
+            the same tensor for both, the keys are known to be as many as the queries.
         chunk_size: int, the number of steps that one matrix product covers. Defaults to 128 on
             CPUs and to 64 elsewhere.
         block_size: int, the number of steps that one iteration of the loop over the sequence takes.
@@ -81,7 +84,7 @@ def linear_attention(
         - [Su et al., 2021](https://arxiv.org/abs/2104.09864), equation 19
     """
     arrays.group_size(q, k)
-    t, s = ops.shape(q)[1], ops.shape(k)[1]
+    t, s = lengths or (ops.shape(q)[1], ops.shape(k)[1])
     features = features or _as_they_are
     past = _zero_state(q, k, v, features, positions) if state is None else dict(state)
     count, share = past.pop("count", None), None  # a state of means has a count
@@ -96,8 +99,7 @@ def linear_attention(
     else:
         if causal and state is None and steps.takes_all(t):
             past = {}  # one block without a past has nothing to read
-        k, v = arrays.fit_length(k, t), arrays.fit_length(v, t)
-        mask = None if mask is None else arrays.fit_length(mask, t)
+        k, v, mask = arrays.align_keys(k, v, mask, t, s)
         positions = None if positions is None else positions[0]
         xs = arrays.without_none({"q": q, "k": k, "v": v, "mask": mask, "positions": positions})
         step = functools.partial(
