@@ -24,6 +24,11 @@ class Sizes:
     chunk: int
     block: int | None
 
+    @property
+    def loops_over_chunks(self) -> bool:
+        """Whether a block is one chunk."""
+        return self.block is not None and self.block <= self.chunk
+
     def takes_all(self, length: Any) -> bool:
         """Return whether one block is known to have all steps of a sequence."""
         return self.block is None or (isinstance(length, int) and length <= self.block)

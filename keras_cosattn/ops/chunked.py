@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from keras_cosattn.ops import arrays, chunks
@@ -161,15 +162,16 @@ def _kernel_weights(size, group, kernel, positions, strict, dtype):
 
     The weights of later steps are zero. A selection would cut a TFLite graph in two.
     """
-    step = ops.arange(size, dtype="int32")
-    distance = ops.expand_dims(arrays.tile_rows(step, group, axis=0), 1) - step
+    step: Any = np.arange(size) if isinstance(size, int) else ops.arange(size, dtype="int32")
+    distance = step[:, None] - step if isinstance(size, int) else ops.expand_dims(step, 1) - step
     weights = ops.cast(distance > 0 if strict else distance >= 0, dtype)
-    if kernel is None:
+    if kernel is not None and positions is None:
+        weights = weights * ops.cast(kernel(distance), dtype)
+    weights = arrays.tile_rows(weights, group, axis=0)
+    if kernel is None or positions is None:
         return weights
-    if positions is not None:
-        row = ops.expand_dims(arrays.tile_rows(positions, group, axis=1), 2)
-        distance = ops.expand_dims(row - ops.expand_dims(positions, 1), 1)
-    return weights * kernel(distance)
+    row = ops.expand_dims(arrays.tile_rows(positions, group, axis=1), 2)
+    return weights * kernel(ops.expand_dims(row - ops.expand_dims(positions, 1), 1))
 
 
 def _can_attend(runs, group, to_previous):

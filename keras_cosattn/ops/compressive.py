@@ -18,6 +18,7 @@ from typing import Any
 from keras import ops
 
 from keras_cosattn.ops import arrays, chunks, timesteps
+from keras_cosattn.ops.block_size import sizes
 from keras_cosattn.ops.chunk_sums import segmented_cumsum
 from keras_cosattn.ops.pointwise_features import elu_plus_one
 from keras_cosattn.ops.recurrence import states_before_and_after
@@ -208,31 +209,27 @@ def _memories(k, v, flags, sums, found_run, delta_rule):
     """
     b, n = ops.shape(flags)[:2]
 
-    def flat(x):
-        return ops.reshape(x, (b, n, math.prod(x.shape[1:])))
+    def of_examples(x):
+        return ops.reshape(x, (b, n, *x.shape[1:]))
 
     def step(inputs, memory):
-        of_k, of_v = math.prod(k.shape[1:]), math.prod(v.shape[1:])
-        new_k = ops.reshape(inputs[:, :of_k], (-1, *k.shape[1:]))
-        new_v = ops.reshape(inputs[:, of_k : of_k + of_v], (-1, *v.shape[1:]))
-        is_kept, own, is_written = (_flag(inputs, i - 3) for i in range(3))
-        memory = ops.reshape(memory, (-1, *sums.shape[1:]))
-        new = _write(new_k, new_v, memory * own, delta_rule=True) * is_written
-        return ops.reshape(memory * is_kept + new, (b, math.prod(sums.shape[1:])))
+        is_kept, own, is_written = (_flag(inputs["flags"], i) for i in range(3))
+        new = _write(inputs["k"], inputs["v"], memory * own, delta_rule) * is_written
+        return memory * is_kept + new
 
-    start = ops.reshape(sums, (b, math.prod(sums.shape[1:])))
-    if delta_rule:
-        inputs = ops.concatenate([flat(k), flat(v), flags], axis=2)
-        memories, after = states_before_and_after(step, inputs, start)
+    if delta_rule or sizes().loops_over_chunks:
+        inputs = {"k": of_examples(k), "v": of_examples(v), "flags": flags}
+        memories, after = states_before_and_after(step, inputs, sums)
+        return ops.reshape(memories, (b * n, *sums.shape[1:])), after
+    width = math.prod(sums.shape[1:])
+    new = ops.reshape(_write(k, v, None, delta_rule=False), (b, n, width)) * flags[:, :, 2:]
+    memories = ops.concatenate([ops.reshape(sums, (b, 1, width)), new], axis=1)
+    if found_run is None:
+        memories = ops.cumsum(memories, axis=1)
     else:
-        new = flat(_write(k, v, None, delta_rule=False)) * flags[:, :, 2:]
-        memories = ops.concatenate([ops.expand_dims(start, 1), new], axis=1)
-        if found_run is None:
-            memories = ops.cumsum(memories, axis=1)
-        else:
-            memories = segmented_cumsum(memories, arrays.pad_with_last(found_run, 1))
-        memories, after = memories[:, :-1], memories[:, -1]
-    return tuple(ops.reshape(x, (-1, *sums.shape[1:])) for x in (memories, after))
+        memories = segmented_cumsum(memories, arrays.pad_with_last(found_run, 1))
+    before = ops.reshape(memories[:, :-1], (b * n, *sums.shape[1:]))
+    return before, ops.reshape(memories[:, -1], (b, *sums.shape[1:]))
 
 
 def _flag(flags, i):

@@ -21,6 +21,7 @@ from keras_cosattn.ops.cosine_features import (
     cos_and_sin_by_series,
     cosine_angles,
     cosine_features,
+    cosine_of_distance,
     per_example,
 )
 from keras_cosattn.ops.full_sums import full_sums
@@ -266,7 +267,7 @@ def _causal_step(
     if "position" in block:
         options["positions"] = cosine_angles(block["position"], span, q.dtype)
     else:
-        options["kernel"] = lambda distance: ops.cos(cosine_angles(distance, span, q.dtype))
+        options["kernel"] = lambda distance: cosine_of_distance(distance, span, q.dtype)
     out, state = causal_sums(
         q, k, v, state or None,
         expand=cosine_features,

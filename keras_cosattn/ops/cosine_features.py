@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -38,6 +39,13 @@ def cosine_angles(position: Tensor, span: Span, dtype: Any) -> Tensor:
     """
     position = ops.mod(position, 4 * span)
     return ops.cast(position, dtype) * (math.pi / 2 / ops.cast(span, dtype))
+
+
+def cosine_of_distance(distance: Any, span: int, dtype: Any) -> Any:
+    """Return `cos(pi/2 distance / span)`: an array for a NumPy array, otherwise a tensor."""
+    if isinstance(distance, np.ndarray):
+        return np.cos(math.pi / 2 * (distance % (4 * span)) / span)
+    return ops.cos(cosine_angles(distance, span, dtype))
 
 
 def cosine_features(

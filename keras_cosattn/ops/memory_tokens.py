@@ -12,7 +12,7 @@ from typing import Any
 from keras import ops
 
 from keras_cosattn.ops import arrays, dense, timesteps
-from keras_cosattn.ops.recurrence import states_before, states_before_and_after
+from keras_cosattn.ops.recurrence import states_before_and_after
 
 Tensor = Any
 
@@ -61,23 +61,15 @@ def tokens_of_segments(
         step_in_segment = state["position"] % size
         steps = ops.arange(n * size, dtype="int32") + length - ops.expand_dims(step_in_segment, 1)
         parts = [timesteps.take_steps(arrays.pad_end(x, n * size - t), steps) for x in parts]
-    widths = [math.prod(x.shape[2:]) * size for x in parts]
-    inputs = [
-        ops.cast(ops.reshape(x, (b, n, width)), tokens.dtype)
-        for x, width in zip(parts, widths, strict=True)
-    ]
+    of_k, of_v, of_valid = (ops.reshape(x, (b, n, size, *x.shape[2:])) for x in parts)
 
     def step(inputs, tokens):
-        ends = widths[0], widths[0] + widths[1]
-        of_k, of_v, valid = inputs[:, : ends[0]], inputs[:, ends[0] : ends[1]], inputs[:, ends[1] :]
-        of_k = ops.reshape(of_k, (-1, size, *k.shape[2:]))
-        of_v = ops.reshape(of_v, (-1, size, *v.shape[2:]))
-        return rewrite(tokens, of_k, of_v, valid > 0)
+        return rewrite(tokens, inputs["k"], inputs["v"], inputs["valid"])
 
-    inputs = ops.concatenate(inputs, axis=2)
-    if state is None:
-        return states_before(step, inputs, tokens), None
+    inputs = {"k": of_k, "v": of_v, "valid": of_valid}
     of_segments, last = states_before_and_after(step, inputs, tokens)
+    if state is None:
+        return of_segments, None
     of_segments = ops.concatenate([of_segments, ops.expand_dims(last, 1)], axis=1)
     finished = timesteps.advance(step_in_segment, t, mask) // size
     return of_segments, timesteps.take_steps(of_segments, ops.expand_dims(finished, 1))[:, 0]

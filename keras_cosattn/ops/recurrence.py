@@ -5,60 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_cosattn.ops import arrays
+from keras_cosattn.ops.scan import block_scan
 
 Tensor = Any
 
 
-def states_before(
-    step: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, state: Tensor
-) -> Tensor:
-    """Return the state before each of n steps, `(b, n, w)`.
+def states_before_and_after(
+    step: Callable[[Any, Tensor], Tensor], inputs: dict[str, Tensor], state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the state before each of n steps, `(b, n, ...)`, and after the last, `(b, ...)`.
 
     Args:
-        step: Function of one step, from `inputs (b, m)` and `state (b, w)` to the next state.
-        inputs: `(b, n, m)`.
-        state: `(b, w)`, the state before the first step.
+        step: function of one step, from its inputs, a dict of tensors `(b, ...)`, and the state to
+            the next state.
+        inputs: dict of tensors `(b, n, ...)`. A dynamic n can be 0.
+        state: tensor `(b, ...)`, the state before the first step.
 
     Example:
     >>> import numpy as np
-    >>> from keras_cosattn.ops.recurrence import states_before
-    >>> inputs, state = np.ones((2, 5, 3), "float32"), np.zeros((2, 3), "float32")
-    >>> tuple(states_before(lambda x, state: 0.5 * state + x, inputs, state).shape)
-    (2, 5, 3)
+    >>> from keras_cosattn.ops.recurrence import states_before_and_after
+    >>> inputs, state = {"x": np.ones((2, 5, 3), "float32")}, np.zeros((2, 3), "float32")
+    >>> def halve(inputs, state):
+    ...     return 0.5 * state + inputs["x"]
+    >>> before, after = states_before_and_after(halve, inputs, state)
+    >>> tuple(before.shape), tuple(after.shape)
+    ((2, 5, 3), (2, 3))
     """
-    if inputs.shape[1] == 1:
-        return ops.expand_dims(state, 1)
-    # The one loop of Keras that has gradients in TensorFlow's functions compiled by XLA.
-    loop = keras.layers.RNN(_Cell(step, state), return_sequences=True, dtype=state.dtype)
-    return loop(inputs, initial_state=[state])
+    if next(iter(inputs.values())).shape[1] == 0:
+        return arrays.zeros_in_time(ops.expand_dims(state, 1), 0), state
 
+    def body(state, block):
+        inputs = {name: x[:, 0] for name, x in block.items()}
+        return step(inputs, state), ops.expand_dims(state, 1)
 
-def states_before_and_after(
-    step: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the state before each of n steps, `(b, n, w)`, and after the last, `(b, w)`.
-
-    Arguments as in `states_before`. A dynamic n may be 0.
-    """
-    if inputs.shape[1] is not None:
-        before = states_before(step, inputs, state)
-        return before, step(inputs[:, -1], before[:, -1])
-    before = states_before(step, arrays.pad_end(inputs, 1), state)
-    return before[:, :-1], before[:, -1]
-
-
-class _Cell(keras.layers.Layer):
-    """One step of the loop, whose output is the state before it."""
-
-    def __init__(self, step, state):
-        super().__init__(dtype=state.dtype)
-        self.step = step
-        self.state_size = self.output_size = state.shape[1]
-
-    def call(self, inputs, states, training=None):
-        state = states[0]
-        return state, [ops.reshape(self.step(inputs, state), ops.shape(state))]
+    after, before = block_scan(body, state, inputs, block_size=1)
+    return before, after

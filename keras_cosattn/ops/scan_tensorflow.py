@@ -51,7 +51,8 @@ class _Scan:
         first = self.leaves[1][0]
         self.length = tf.shape(first)[1] if first.shape[1] is None else first.shape[1]
         self.count = self.length // size
-        self.has_rest = not isinstance(self.length, int) or self.length % size > 0
+        known = isinstance(self.length, int)
+        self.has_rest = size > 1 and not (known and self.length % size == 0)
         self.y, self.y_specs = self._learn_outputs()
 
     def __call__(self):
