@@ -15,6 +15,7 @@ tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="a trap of 
 def body(state, block, constants):
     """Not linear in anything, so that every gradient matters."""
     inner = block["x"] * constants["scale"] + constants["shift"]
+    inner = inner + ops.expand_dims(ops.cast(block["at"], "float32"), 2) * 0.1
     z = ops.tanh(inner + ops.expand_dims(state["sum"], 1))
     z = ops.where(ops.expand_dims(block["mask"], 2), z, 0.0)
     sums = ops.expand_dims(state["sum"], 1) + ops.cumsum(z, axis=1)
@@ -26,7 +27,8 @@ def body(state, block, constants):
 def scan(x, start, scale, shift, mask, size=BLOCK):
     state = {"sum": start, "count": ops.zeros(ops.shape(start)[:1], "int32")}
     constants = {"scale": scale, "shift": shift}
-    return block_scan(body, state, {"x": x, "mask": mask}, size, constants)
+    at = ops.expand_dims(ops.arange(ops.shape(x)[1], dtype="int32"), 0)
+    return block_scan(body, state, {"x": x, "mask": mask, "at": at}, size, constants)
 
 
 def loss(x, start, scale, shift, mask, g, size=BLOCK):
@@ -40,7 +42,9 @@ def in_numpy(x, start, scale, shift, mask, g):
     state, blocks, square = start, [], [np.zeros((len(x), 0, WIDTH))]
     for first in range(0, x.shape[1], BLOCK):
         steps = slice(first, first + BLOCK)
-        z = np.where(mask[:, steps, None], np.tanh(x[:, steps] * scale + shift + state[:, None]), 0)
+        inner = x[:, steps] * scale + shift + state[:, None]
+        inner = inner + 0.1 * np.arange(x.shape[1])[None, steps, None]
+        z = np.where(mask[:, steps, None], np.tanh(inner), 0)
         sums = state[:, None] + np.cumsum(z, axis=1)
         square.append(sums**2)
         blocks.append((steps, z, sums))

@@ -103,7 +103,7 @@ def cosine_attention(
 
     def features(x, offset):
         x = ops.relu(arrays.accumulate(x))
-        angles = ops.expand_dims(cosine_angles(offset, span, x.dtype), (2, 3))
+        angles = cosine_angles(ops.expand_dims(offset, (2, 3)), per_example(span), x.dtype)
         return cosine_features(x, angles, cos_and_sin_by_series)
 
     def read(block):
@@ -112,8 +112,8 @@ def cosine_attention(
     def write(block):
         valid = block.get("mask")
         k = arrays.zero_masked(features(block["k"], block["offset"]), valid)
-        v = arrays.append_ones(arrays.zero_masked(arrays.accumulate(block["v"]), valid))
-        return {"sums": (k, v)}
+        v = arrays.zero_masked(arrays.accumulate(block["v"]), valid)
+        return {"sums": arrays.sums_and_totals(k, v)}
 
     keys = arrays.without_none({"k": k, "v": v, "mask": mask, "offset": k_offset})
     queries = {"q": q, "offset": q_offset}

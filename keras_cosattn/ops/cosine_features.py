@@ -58,7 +58,7 @@ def cosine_features(
     `functions` computes cosine and sine.
     """
     cos, sin = functions(angles)
-    return ops.concatenate([x * cos, x * sin], axis=-1)
+    return ops.concatenate([cos * x, sin * x], axis=-1)
 
 
 def per_example(span: Span) -> Span:

@@ -21,7 +21,7 @@ Block = dict[str, Any]
 
 def full_sums(
     read: Callable[[Block], dict[str, Tensor]],
-    write: Callable[[Block], dict[str, tuple[Tensor, Tensor]]],
+    write: Callable[[Block], State],
     queries: Block,
     keys: Block,
     state: State,
@@ -33,8 +33,7 @@ def full_sums(
 
     Args:
         read: function of a block of `queries`. For each sum it returns `q (b, t, h * g, f)`.
-        write: function of a block of `keys`. For each sum it returns `k (b, s, h, f)` and
-            `v (b, s, h, e)`.
+        write: function of a block of `keys`. It returns what the block adds to each sum.
         queries: dict of tensors `(b or 1, t, ...)`.
         keys: dict of tensors `(b or 1, s, ...)`.
         state: dict of the earlier sums, `(b, h, f, e)`. With several sums, the outputs of all are
@@ -46,10 +45,7 @@ def full_sums(
     """
 
     def add(sums, block):
-        return {
-            name: sums[name] + ops.matmul(ops.transpose(k, (0, 2, 3, 1)), arrays.heads_first(v))
-            for name, (k, v) in write(block).items()
-        }, ()
+        return {name: sums[name] + new for name, new in write(block).items()}, ()
 
     def read_sums(_, block, sums):
         outputs = []

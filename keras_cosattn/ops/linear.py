@@ -8,7 +8,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_cosattn.ops import arrays, dense, timesteps
+from keras_cosattn.ops import arrays, chunks, dense, timesteps
 from keras_cosattn.ops.block_size import sizes
 from keras_cosattn.ops.causal_scan import both_ways, causal_scan
 from keras_cosattn.ops.chunked import causal_sums
@@ -136,12 +136,14 @@ def _of_all(pairs, v, mask, share, state, block_size):
     """Attention of all queries to all keys."""
 
     def write(block):
-        valid = block.pop("mask", None)
-        v = arrays.zero_masked(arrays.accumulate(block.pop("v")), valid)
-        values = _values(v, pairs)
-        keys = (arrays.zero_masked(arrays.accumulate(k), valid) for k in block["k"])
-        keys = (k if share is None else k * share for k in keys)
-        return {name: (k, v) for k, (name, v) in zip(keys, values.items(), strict=True)}
+        valid = block.get("mask")
+        v = arrays.zero_masked(arrays.accumulate(block["v"]), valid)
+        keys = [arrays.zero_masked(arrays.accumulate(k), valid) for k in block["k"]]
+        keys = keys if share is None else [k * share for k in keys]
+        if len(keys) == 1:
+            return {"sums": arrays.sums_and_totals(keys[0], v)}
+        totals = ops.expand_dims(ops.sum(keys[1], axis=1), -1)
+        return {"sums": chunks.outer_sum(keys[0], v), "totals": totals}
 
     def read(block):
         return dict(zip(state, map(arrays.accumulate, block["q"]), strict=True))

@@ -201,7 +201,9 @@ class _Scan:
         """Return the shape of a block, with the batch size of the call."""
         import tensorflow as tf
 
-        b = tf.shape(self.leaves[1][0])[0] if spec.shape[0] is None else spec.shape[0]
+        b = spec.shape[0]
+        if b is None:  # that of a tensor whose batch size is not 1
+            b = next(tf.shape(x)[0] for x in self.leaves[1] if x.shape[0] is None)
         return tf.stack([b, *spec.shape[1:]])
 
     def _block(self, x, i):
