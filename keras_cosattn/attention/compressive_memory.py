@@ -31,17 +31,16 @@ class CompressiveMemoryAttention(Attention):
     the gate does not change.
 
     Causal, cross, packed; streams without end. O(t (C (d + e) + d e)) time and
-    O(t (C + d e / C)) memory per head, packed another O((t / C)^1.5 d e) time. With the delta rule
-    the segments are a loop, so a TFLite file needs a fixed batch: it has the signatures "prefill"
-    and "step", and no "serve". A streamed step is O(C (d + e) + d e), the float32 state
+    O(t (C + d e / C)) memory per head. With the delta rule the segments are a loop, also in a
+    TFLite file (the op WHILE). A streamed step is O(C (d + e) + d e), the float32 state
     O(C (d + e) + d e). Dropout is applied to the weights of A_local, and `position` to its scores:
     the memory has no positions.
 
     With both rules z counts every key, as in the paper. With the delta rule, what the memory gives
     for a key that is written many times is therefore smaller than its value.
 
-    Where this differs from the paper: all segments of a sequence are computed at once, and
-    gradients flow back through the memory over all of them.
+    Where this differs from the paper: gradients flow back through the memory over all segments of
+    a sequence.
 
     Args:
         num_heads: Integer, h, the number of query heads.

@@ -38,9 +38,8 @@ class CosFormerAttention(SumsAttention):
       the paper's code. Outputs then change when steps are appended, so the layer can neither
       stream nor pack sequences.
 
-    The layer takes O((t + s) d e) time and O(t + s) memory for each head. A horizon and packed
-    sequences each add O((t / chunk_size)^1.5 d e) time. A streamed step takes O(d e) time, and the
-    float32 state has O(d e) numbers. Dropout acts on the mixed values.
+    The layer takes O((t + s) d e) time and O(t + s) memory for each head. A streamed step takes
+    O(d e) time, and the float32 state has O(d e) numbers. Dropout acts on the mixed values.
 
     Sums run over at most M steps. In a stream on a device that computes in float16 they stay in
     range if M times the largest `relu(k) v` is below 65,504. An export for such a device measures

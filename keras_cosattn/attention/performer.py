@@ -35,9 +35,8 @@ class PerformerAttention(SumsAttention):
     inside packed sequences. It takes positions that rotate q and k (`Rotary`), and streams without
     end. Dropout acts on the mixed values.
 
-    It takes O((t + s) m (d + e)) time and O((t + s) m) memory for each head. Packed sequences add
-    O((t / chunk_size)^1.5 m e) time. A streamed step takes O(m (d + e)) time, and the float32 state
-    has O(m e) numbers.
+    It takes O((t + s) m (d + e)) time and O((t + s) m) memory for each head. A streamed step takes
+    O(m (d + e)) time, and the float32 state has O(m e) numbers.
 
     Where this differs from the papers: the largest exponent of each row of queries is subtracted,
     as in the Performer's code. The largest exponent of the keys is not subtracted, as results would

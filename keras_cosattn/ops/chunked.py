@@ -50,8 +50,8 @@ def causal_sums(
     `reach`, t attends also to the run before its own, with `offset_t + reach` in place of
     `offset_t`.
 
-    It takes O(t C (d + e) + t f e) time and O(t C + t f e / C) memory for each head. Many chunks
-    with runs take O((t / C)^1.5 f e) time for their sums.
+    It takes O(t C (d + e) + t f e) time and O(t C + t f e / C) memory for each head. With
+    runs, n chunks at once take another O(n^1.5 f e) time.
 
     Args:
         q: tensor `(b, t, h * g, d)`.

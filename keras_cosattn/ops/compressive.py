@@ -44,7 +44,8 @@ def compressive_memory(
     segment is written by `M <- M + sigma(K)^T V`, or by the delta rule
     `M <- M + sigma(K)^T (V - sigma(K) M / sigma(K) z)`, and `z <- z + sum_s sigma(k_s)`.
 
-    O(t d e) time, packed another O((t / C)^1.5 d e), and O(t d e / C) memory per head.
+    O(t d e) time and O(t d e / C) memory per head. Where all segments are written at once, not in a
+    loop, packed sequences take another O((t / C)^1.5 d e) time.
 
     Args:
         q: `(b, t, h, d)`; h is a multiple of the key heads. Valid steps come first.

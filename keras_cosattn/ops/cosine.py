@@ -53,7 +53,7 @@ def cosine_attention(
     if their number is known (a static shape, no mask). Otherwise all steps from `max_length` on
     share the position `max_length - 1`.
 
-    It takes O((t + s) d e) time for each head, and segments add O((t / chunk_size)^1.5 d e).
+    It takes O((t + s) d e) time for each head.
 
     Args:
         q: tensor `(b, t, h, d)`; h is a multiple of hk.
@@ -145,8 +145,7 @@ def causal_cosine_attention(
     Without either, M is that of the paper's code. A state then has no meaning, as M changes with
     every call.
 
-    It takes O(t d e) time for each head, and segments or a horizon add
-    O((t / chunk_size)^1.5 d e). The state has O(d e) numbers.
+    It takes O(t d e) time for each head. The state has O(d e) numbers.
 
     Args:
         q, k, v, query_mask, mask, segment_ids: as in `cosine_attention`.
