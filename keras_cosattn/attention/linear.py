@@ -30,7 +30,8 @@ class LinearAttention(SumsAttention):
     inside packed sequences. It streams without end.
 
     With f features for each head, it takes O((t + s) f e) time and O((t + s) f) memory for each
-    head. A streamed step takes O(f e) time, and the float32 state has O(f e) numbers. Most feature maps have f = d features.
+    head. A streamed step takes O(f e) time, and the float32 state has O(f e) numbers. Most feature
+    maps have f = d features.
 
     With `position=Rotary()`, phi(q_t) and phi(k_s) are rotated in the numerator and not in the
     normaliser (Su et al., 2021, equation 19). Weights can then be negative. Dropout acts on the
