@@ -34,13 +34,13 @@ class Sizes:
         return self.block is None or (isinstance(length, int) and length <= self.block)
 
 
-CPU = Sizes(chunk=128, block=128)
-"""A block of 128 steps stays in the cache, and one chunk needs no sums over chunks."""
+CPU_CHUNK = 128
+"""On a CPU a block is one chunk, which stays in the cache and needs no sums over chunks."""
 
-ACCELERATOR = Sizes(chunk=64, block=8192)
+CHUNK = 64
+
+ACCELERATOR_BLOCK = 8192
 """A GPU or TPU is faster with a few large products. The block bounds their memory."""
-
-ALL_AT_ONCE = Sizes(chunk=64, block=None)
 
 _all_at_once: contextvars.ContextVar[bool] = contextvars.ContextVar(
     "keras_cosattn_all_at_once", default=False
@@ -65,10 +65,12 @@ def all_at_once() -> Iterator[None]:
 def sizes(chunk_size: int | None = None, block_size: int | None = None) -> Sizes:
     """Return the given sizes, and those of the device in place of None."""
     if _all_at_once.get():
-        return Sizes(chunk_size or ALL_AT_ONCE.chunk, None)
-    default = ACCELERATOR if _has_accelerator(keras.backend.backend()) else CPU
-    chunk = chunk_size or default.chunk
-    return Sizes(chunk, block_size or max(chunk if default is CPU else default.block, chunk))
+        return Sizes(chunk_size or CHUNK, None)
+    if _has_accelerator(keras.backend.backend()):
+        chunk = chunk_size or CHUNK
+        return Sizes(chunk, block_size or max(ACCELERATOR_BLOCK, chunk))
+    chunk = chunk_size or CPU_CHUNK
+    return Sizes(chunk, block_size or chunk)
 
 
 @functools.cache

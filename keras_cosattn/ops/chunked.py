@@ -82,7 +82,7 @@ def causal_sums(
     one_chunk = chunk_size is None or (isinstance(t, int) and t <= chunk_size)
     if one_chunk and runs is not None and (aligned or k.shape[1] == 1):
         state, runs = state and _enter_run(state, runs), None
-    size = t if one_chunk else chunk_size
+    size: Any = t if one_chunk else chunk_size
 
     def split(x):
         return x if one_chunk or x is None else chunks.split(x, size)
