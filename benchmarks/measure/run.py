@@ -68,11 +68,17 @@ class Workers:
     def _name(self, cell):
         return cell.key if self.settings.separate else cell.worker
 
-    def ask(self, cell, do, **request):
+    def ask(self, cell, do, guarded=True, **request):
+        """The answer about a cell; what fails says of which cell it is."""
         name = self._name(cell)
         if name not in self.running:
             self.running[name] = self.settings.worker(cell)
-        return self.running[name].ask(do, **self.settings.guards, cell=cell.request(), **request)
+        guards = self.settings.guards if guarded else {}
+        try:
+            return self.running[name].ask(do, **guards, cell=cell.request(), **request)
+        except FailedError as failed:
+            failed.cell = cell
+            raise
 
     def prepare(self, cell):
         if cell not in self.prepared:
@@ -148,24 +154,30 @@ def too_long(cell, cells, store):
 
 
 def measure_times(cells, store, run, settings):
-    """Prepare, compare and time cells; those that fail get a status."""
+    """Prepare, compare and time cells; those that fail get a status, and the others begin anew."""
     while cells:
         with contextlib.closing(Workers(settings)) as workers:
-            cells = prepare(cells, workers, store)
-            differences = compare(cells, workers, settings.reference)
             try:
+                cells = prepare(cells, workers, store)
+                differences = compare(cells, workers, settings.reference)
                 seconds = turns(cells, workers, settings.repeats)
+                rates = measure_rates(cells, workers)
+                for cell in workers.of_each(cells):
+                    run["versions"].update(workers.ask(cell, "versions", guarded=False))
             except FailedError as failed:
                 store.put(failed.cell.key, status=failed.why)
                 cells = [cell for cell in cells if cell != failed.cell]
                 continue
-            rates = measure_rates(cells, workers)
-            for cell in workers.of_each(cells):
-                run["versions"].update(workers.ask(cell, "versions"))
         for cell in cells:
-            store.put(cell.key, status="ok", seconds=seconds[cell], rates=rates,
-                      median=statistics.median(seconds[cell]), limit=limits.seconds(cell, rates),
-                      compared=differences[cell])  # fmt: skip
+            store.put(
+                cell.key,
+                status="ok",
+                seconds=seconds[cell],
+                median=statistics.median(seconds[cell]),
+                rates=rates,
+                limit=limits.seconds(cell, rates),
+                compared=differences[cell],
+            )
         return
 
 
@@ -252,20 +264,12 @@ def difference(found, wanted, discrete=False):
 
 def turns(cells, workers, repeats):
     """Seconds of each cell's calls; each turn times every cell once."""
-
-    def seconds(cell, calls):
-        try:
-            return workers.ask(cell, "time", calls=calls)
-        except FailedError as failed:
-            failed.cell = cell
-            raise
-
-    first = {cell: seconds(cell, 1) for cell in cells}
+    first = {cell: workers.ask(cell, "time", calls=1) for cell in cells}
     calls = {cell: max(1, min(100, math.ceil(LEAST_SECONDS / first[cell]))) for cell in cells}
     found = {cell: [] for cell in cells}
     for _ in range(repeats):
         for cell in cells:
-            found[cell].append(seconds(cell, calls[cell]))
+            found[cell].append(workers.ask(cell, "time", calls=calls[cell]))
     return found
 
 
@@ -273,6 +277,6 @@ def measure_rates(cells, workers):
     """The best rates that any worker reaches."""
     found = {}
     for cell in workers.of_each([cell for cell in cells if cell.level in ("core", "layer")]):
-        for name, rate in workers.ask(cell, "rates").items():
+        for name, rate in workers.ask(cell, "rates", guarded=False).items():
             found[name] = max(rate, found.get(name, 0.0))
     return found

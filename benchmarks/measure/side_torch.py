@@ -75,20 +75,19 @@ def cosformer(q, k, v, cell):
 
 def in_chunks(q, k, v, q_read, k_write, weights):
     """Causal sums: scores inside a chunk, times a table of weights, and the sums before it."""
-    b, h, n, e = v.shape
+    b, h, _, e = v.shape
     sums = v.new_zeros(b, h, k_write.shape[-1], e)
     totals = v.new_zeros(b, h, k_write.shape[-1], 1)
     out = []
-    for start in range(0, n, CHUNK):
-        here = slice(start, start + CHUNK)
-        steps = min(CHUNK, n - start)
-        scores = (q[:, :, here] @ k[:, :, here].mT) * weights[:steps, :steps]
-        read, write, values = q_read[:, :, here], k_write[:, :, here], v[:, :, here]
-        numerator = scores @ values + read @ sums
-        normaliser = scores.sum(dim=-1, keepdim=True) + read @ totals
+    # The gradient of `split` is one copy; that of a slice is as long as the whole.
+    chunks = (x.split(CHUNK, dim=2) for x in (q, k, v, q_read, k_write))
+    for q, k, v, q_read, k_write in zip(*chunks, strict=True):
+        scores = (q @ k.mT) * weights[: q.shape[2], : q.shape[2]]
+        numerator = scores @ v + q_read @ sums
+        normaliser = scores.sum(dim=-1, keepdim=True) + q_read @ totals
         out.append(numerator / normaliser.clamp_min(1e-12))
-        sums = sums + write.mT @ values
-        totals = totals + write.sum(dim=2)[..., None]
+        sums = sums + k_write.mT @ v
+        totals = totals + k_write.sum(dim=2)[..., None]
     return torch.cat(out, dim=2)
 
 
