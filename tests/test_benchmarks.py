@@ -1,5 +1,6 @@
 """The programs that measure: what they refuse to time, what they keep, and what they write."""
 
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -15,7 +16,7 @@ import gpu
 import profile_fit
 import speed
 import train
-from measure import cells, limits, reference, report, results, run
+from measure import cells, limits, process, reference, report, results, run
 from measure.process import FailedError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -33,9 +34,9 @@ class Worker:
 
     def ask(self, do, seconds=None, memory=None, cell=None, **request):
         Worker.asked.append((do, cell and cell["key"]))
-        why = self.failing.get(cell and cell["n"])
-        if why and do in ("peak", "prepare"):
-            raise FailedError(why, False)
+        why = self.failing.get((do, cell and cell["n"]))
+        if why:
+            raise FailedError(why, True)
         return getattr(self, f"do_{do}")(cell, **request)
 
     def do_peak(self, cell):
@@ -154,7 +155,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(worker, tmp_path, monkeypat
 
 
 def test_what_runs_out_of_memory_is_kept_and_longer_is_not_tried(worker, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "failing", {8: "out of memory"})
+    monkeypatch.setattr(worker, "failing", {("peak", 8): "out of memory"})
     arguments, chosen, store = measured(tmp_path / "speed.json")
     for cell in chosen:
         before = "" if cell.n == 8 and not cell.gradient else " before"
@@ -169,12 +170,39 @@ def test_what_runs_out_of_memory_is_kept_and_longer_is_not_tried(worker, tmp_pat
 def test_what_failed_is_tried_again(worker, tmp_path, monkeypatch):
     path = tmp_path / "speed.json"
     with monkeypatch.context() as changed:
-        changed.setattr(worker, "failing", {16: "ValueError: a | b"})
+        changed.setattr(worker, "failing", {("prepare", 16): "ValueError: a | b"})
         arguments, chosen, store = measured(path)
     speed.write(arguments, chosen, store, path)
     assert "fails [1]" in path.with_suffix(".md").read_text()
     _, chosen, store = measured(path)
     assert all(store.cells[cell.key]["status"] == "ok" for cell in chosen)
+
+
+@pytest.mark.parametrize("do", ["prepare", "values", "time", "rates", "versions"])
+def test_a_worker_that_ends_costs_its_own_cells_only(worker, tmp_path, monkeypatch, do):
+    monkeypatch.setattr(worker, "failing", {(do, 16): "out of memory"})
+    _, chosen, store = measured(tmp_path / "speed.json")
+    found = {cell.n: store.cells[cell.key]["status"].split(" before")[0] for cell in chosen}
+    assert found == {8: "ok", 16: "out of memory"}
+
+
+def test_a_process_that_fails_says_why():
+    started = process.Worker("nothing")
+    with contextlib.closing(started), pytest.raises(FailedError) as failed:
+        started.ask("device")
+    assert failed.value.ended
+    assert "No module named 'measure.side_nothing'" in failed.value.why
+
+
+@pytest.mark.parametrize(
+    ("guard", "why"), [({"seconds": 0}, "out of time"), ({"memory": 1000}, "out of memory")]
+)
+def test_a_process_that_takes_too_much_is_ended(guard, why):
+    started = process.Worker("tensorflow")
+    with pytest.raises(FailedError) as failed:
+        started.ask("device", **guard)
+    assert (failed.value.why, failed.value.ended) == (why, True)
+    assert started.process.returncode is not None
 
 
 def test_the_tables_are_whole(worker, tmp_path):
