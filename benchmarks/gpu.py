@@ -111,8 +111,9 @@ class Baseline:
 def write(arguments, cells, store, path):
     found = report.Results(cells, store, ROWS)
     lines = report.head("On a GPU", store, [cell.key for cell in cells])
-    where = "on the CPU: this proves only that the program works" if arguments.cpu else "on the GPU"
-    lines.append(f"{arguments.dtype}, batch {arguments.batch}, {where}.\n\n")
+    lines.append(f"{arguments.dtype}, batch {arguments.batch}.\n\n")
+    if arguments.cpu:
+        lines.append("Run on the CPU, which proves only that the program works.\n\n")
     for heads, size in arguments.heads:
         lines.append(f"# {heads} heads of {size}\n\n")
         for level in ("core", "layer"):
@@ -138,7 +139,7 @@ def main():
     store = results.Store(path, arguments.fresh)
     found = {} if arguments.cpu else gpus(cells, settings)
     names = sorted(set(filter(None, found.values())))
-    this_run = store.begin(arguments.seed, gpu=", ".join(names) or "none")
+    this_run = store.begin(arguments.seed, gpu=", ".join(names) or "none", **settings.said)
     measured = [cell for cell in cells if arguments.cpu or found[cell.worker]]
     for cell in cells:
         if cell not in measured and not store.done(cell.key):

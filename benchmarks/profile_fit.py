@@ -47,7 +47,7 @@ def arguments_of(line=None):
     add("--heads", type=int, default=4)
     add("--size", type=int, default=64, help="of a head; the width is heads x size")
     add("--hidden", type=int, default=1024)
-    add("--steps", type=int, default=4, help="of one fit")
+    add("--steps", type=int, default=8, help="of one fit")
     add("--repeats", type=int, default=7)
     add("--seed", type=int, default=0)
     add("--no-xla", action="store_true", help="compile graphs without XLA")

@@ -50,6 +50,7 @@ def arguments_of(line=None):
     add("--no-peak", action="store_true", help="leave out peak memory, most of the processes")
     add("--keep-memory", action="store_true", help="tell glibc to keep freed memory")
     add("--fresh", action="store_true", help="forget finished cells")
+    add("--retry", action="store_true", help="try again what ran out of time or memory")
     add("--quick", action="store_true", help="a few small cells, in about a minute")
     add("--output", type=pathlib.Path, default=results.FOLDER, help="folder of the results")
     found = parser.parse_args(line)
@@ -179,18 +180,19 @@ def main():
     arguments = arguments_of()
     name = "speed" + "_keep_memory" * arguments.keep_memory + "_quick" * arguments.quick
     path = arguments.output / f"{name}.json"
-    available = results.available_memory()
-    memory = arguments.memory * 2**30 if arguments.memory else available and 0.8 * available
+    memory = results.allowed_memory(arguments.memory)
     settings = run.Settings(
         repeats=arguments.repeats, seconds=arguments.seconds, memory=memory,
         peak=not arguments.no_peak, keep_memory=arguments.keep_memory,
     )  # fmt: skip
     cells = cells_of(arguments)
     store = results.Store(path, arguments.fresh)
-    tunables = {"glibc": "keeps memory"} if arguments.keep_memory else {}
-    if "GLIBC_TUNABLES" in os.environ:
-        tunables = {"glibc": os.environ["GLIBC_TUNABLES"]}
-    this_run = store.begin(arguments.seed, **tunables)
+    if arguments.retry:
+        store.forget_failures([cell.key for cell in cells], ran_out=True)
+    glibc = (
+        "keeps memory" if arguments.keep_memory else os.environ.get("GLIBC_TUNABLES", "as it is")
+    )
+    this_run = store.begin(arguments.seed, **settings.said, glibc=glibc)
     try:
         run.measure(cells, store, this_run, settings)
     except run.DifferentValuesError as error:

@@ -57,6 +57,7 @@ def arguments_of(line=None):
     add("--memory", type=float, help="GiB that a worker may hold; 0.8 of what is available")
     add("--seed", type=int, default=0)
     add("--fresh", action="store_true", help="forget finished cells")
+    add("--retry", action="store_true", help="try again what ran out of time or memory")
     add("--quick", action="store_true", help="one short length, a narrow model")
     add("--output", type=pathlib.Path, default=results.FOLDER, help="folder of the results")
     found = parser.parse_args(line)
@@ -146,14 +147,15 @@ def write(arguments, cells, store, path):
 def main():
     arguments = arguments_of()
     path = arguments.output / f"train{'_quick' * arguments.quick}.json"
-    available = results.available_memory()
-    memory = arguments.memory * 2**30 if arguments.memory else available and 0.8 * available
+    memory = results.allowed_memory(arguments.memory)
     settings = run.Settings(
         repeats=arguments.repeats, seconds=arguments.seconds, memory=memory, separate=True
     )
     cells = cells_of(arguments)
     store = results.Store(path, arguments.fresh)
-    this_run = store.begin(arguments.seed)
+    if arguments.retry:
+        store.forget_failures([cell.key for cell in cells], ran_out=True)
+    this_run = store.begin(arguments.seed, **settings.said)
     try:
         run.measure(cells, store, this_run, settings)
     except run.DifferentValuesError as error:

@@ -163,7 +163,11 @@ def test_what_runs_out_of_memory_is_kept_and_longer_is_not_tried(worker, tmp_pat
     assert {key for do, key in worker.asked if do == "peak"} == {
         cell.key for cell in chosen if cell.n == 8 and not cell.gradient
     }
+    store.forget_failures([cell.key for cell in chosen])
+    assert all(store.done(cell.key) for cell in chosen)
     speed.write(arguments, chosen, store, tmp_path / "speed.json")
+    store.forget_failures([cell.key for cell in chosen], ran_out=True)
+    assert not store.cells
     assert "| out of memory | out of memory before |" in (tmp_path / "speed.md").read_text()
 
 

@@ -12,6 +12,8 @@ import sys
 from keras_cosattn.atomic_write import atomic_write
 
 FOLDER = pathlib.Path(__file__).parent.parent / "results"
+LEAST_MEMORY = 4 * 2**30
+"""With less free memory, cells would run out of it that fit on this machine."""
 PACKAGE = pathlib.Path(__file__).parent.parent.parent / "keras_cosattn"
 
 
@@ -46,10 +48,11 @@ class Store:
         status = self.cells.get(key, {}).get("status", "")
         return status == "ok" or status.startswith("out of")
 
-    def forget_failures(self, keys):
-        """Cells that failed in an earlier run are tried again."""
+    def forget_failures(self, keys, ran_out=False):
+        """Cells that failed in an earlier run are tried again, and those that ran out if asked."""
         for key in keys:
-            if "status" in self.cells.get(key, {}) and not self.done(key):
+            status = self.cells.get(key, {}).get("status", "ok")
+            if status != "ok" and (ran_out or not status.startswith("out of")):
                 del self.cells[key]
 
     def save(self):
@@ -96,10 +99,14 @@ def fingerprint():
     return digest.hexdigest()[:12]
 
 
-def available_memory():
-    """Bytes that a process could take now, where the system tells, else None."""
+def allowed_memory(gib=None):
+    """Bytes that a worker may hold: what was given, else 0.8 of what is free; None if unknown."""
+    if gib is not None:
+        return gib * 2**30
     try:
         found = re.search(r"MemAvailable:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text())
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    if found and int(found[1]) * 1024 < LEAST_MEMORY:
+        sys.exit("error: less than 4 GiB of memory are free. End other programs, or give --memory")
+    return 0.8 * int(found[1]) * 1024 if found else None

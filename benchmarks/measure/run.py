@@ -54,6 +54,12 @@ class Settings:
     def guards(self):
         return {"seconds": self.seconds, "memory": self.memory}
 
+    @property
+    def said(self):
+        """What a run says of its guards."""
+        memory = "not limited" if self.memory is None else f"{self.memory / 2**30:.1f} GiB"
+        return {"memory_of_a_worker": memory, "longest_first_call": f"{self.seconds:g} s"}
+
     def worker(self, cell):
         interpreter = self.interpreters.get(cell.worker)
         return Worker(cell.worker, self.keep_memory, self.environment, interpreter)
