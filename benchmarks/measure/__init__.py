@@ -1,0 +1,1 @@
+"""What the programs that time one side beside another share: cells, workers, checks, results."""

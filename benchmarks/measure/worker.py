@@ -1,0 +1,109 @@
+"""One side in a process of its own: it reads requests, a line of JSON each, and answers each.
+
+    python -m measure.worker keras
+
+`values` saves what a cell computes, `prepare` makes a cell ready to be timed, `time` times it,
+`peak` measures its memory in a process that has done nothing else, `rates` measures the machine.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+
+import numpy as np
+
+SHORT = 64
+
+
+class Served:
+    """The requests that a side answers."""
+
+    def __init__(self, side):
+        self.side, self.cells = side, {}
+
+    def versions(self, cell):
+        return self.side.versions()
+
+    def device(self):
+        return self.side.device()
+
+    def prepare(self, cell):
+        """Build and call a cell; the first call compiles."""
+        start = time.perf_counter()
+        run, arrays = self.side.build(cell)
+        run()
+        self.cells[cell["key"]] = run, arrays
+        return time.perf_counter() - start
+
+    def values(self, cell, path, eager=False):
+        """Save a list of arrays. An eager call is built for this only."""
+        run, arrays = self.side.build(cell, eager=True) if eager else self.cells[cell["key"]]
+        np.savez(path, *arrays(run()))
+
+    def time(self, cell, calls):
+        run, _ = self.cells[cell["key"]]
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) / calls
+
+    def peak(self, cell):
+        """MiB of a call beyond what the process held before it, and after a short call."""
+        run, _ = self.side.build({**cell, "n": min(SHORT, cell["n"])})
+        run()
+        run, _ = self.side.build(cell)
+        reset_largest_resident()
+        on_device = self.side.device_memory()
+        before = largest_resident() if on_device is None else on_device["in_use"]
+        run()
+        after = largest_resident() if on_device is None else self.side.device_memory()["peak"]
+        return (after - before) / 2**20
+
+    def rates(self, cell):
+        """Operations and bytes a second that the machine reaches with a product and a copy."""
+        return self.side.rates(cell["dtype"])
+
+
+def reset_largest_resident():
+    """Forget what building the inputs took, where the system can."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def largest_resident():
+    """Bytes. `ru_maxrss` begins with what the parent held; Linux knows better."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
+    except (OSError, TypeError):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def answer(served, request):
+    try:
+        return {"answer": getattr(served, request.pop("do"))(**request)}
+    except Exception as error:  # what a package raises is part of the table
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError) or re.search("OOM|RESOURCE_EXHAUSTED|out of mem", text):
+            text = "out of memory"
+        return {"error": text[:2000]}
+
+
+def main():
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a package prints is no answer
+    served = Served(importlib.import_module(f"measure.side_{sys.argv[1]}"))
+    for line in sys.stdin:
+        print(json.dumps(answer(served, json.loads(line))), file=channel, flush=True)
+
+
+if __name__ == "__main__":
+    main()
