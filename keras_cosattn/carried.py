@@ -77,7 +77,9 @@ class CarriedState(keras.Model):
         state = {name: ops.convert_to_tensor(x) for name, x in carried.items()}
         with scope.opened(scope.Stream(state)) as stream:
             outputs = self.model(inputs, training=training)
-        outputs, state = state_checks.check_end(stream, outputs, self.name)
+        outputs, state = state_checks.check_end(
+            outputs, stream.next_state, stream.limits, self.name
+        )
         for name, x in state.items():
             carried[name].assign(ops.stop_gradient(x))
         return outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -91,6 +91,38 @@ def tolerance(model: keras.Model) -> float:
     return max(TOLERANCES.get(dtype, FLOAT_TOLERANCE) for dtype in dtypes)
 
 
+def refuse(
+    model: keras.Model,
+    whole: Nest,
+    run_whole: Callable[[], Any],
+    run_pieces: Callable[[], Iterable[Any]],
+) -> NoReturn:
+    """Raise ValueError with the reason why the outputs in pieces differ.
+
+    Args:
+        model: the model.
+        whole: its outputs on the whole input.
+        run_whole, run_pieces: as for `reason`.
+    """
+    if has_nan(whole):
+        raise ValueError(
+            f"'{model.name}' cannot be checked: its outputs on the test input hold NaN. "
+            "Check its weights, or give a `sample`."
+        )
+    layer = reason(model, run_whole, run_pieces)
+    where = (
+        f"its layer '{layer.name}' ({type(layer).__name__})"
+        if layer
+        else "an operation outside its layers"
+    )
+    raise ValueError(
+        f"'{model.name}' cannot stream: {where} gives other outputs step by step than on "
+        "the whole input, so it looks ahead or forgets. Use this package's causal layers "
+        "(attention with `use_causal_mask=True`, TransformerDecoder, CausalConv1D, "
+        "CausalDepthwiseConv1D, PositionEmbedding, RunningMean) where steps are mixed."
+    )
+
+
 def reason(
     model: keras.Model, run_whole: Callable[[], Any], run_pieces: Callable[[], Iterable[Any]]
 ) -> keras.layers.Layer | None:
@@ -118,6 +150,13 @@ def reason(
         if difference(outputs, [part[2] for part in parts]) > limit:
             return layer
     return None
+
+
+def original(error: BaseException) -> BaseException:
+    """Return the error that a layer raised. Keras puts its message into a longer one."""
+    while error.__context__ is not None and str(error.__context__) in str(error):
+        error = error.__context__
+    return error
 
 
 @contextlib.contextmanager

@@ -85,18 +85,27 @@ def constant_part(stream: Stream) -> dict[str, Tensor]:
     return {name: x for name, x in stream.next_state.items() if name.startswith(prefixes)}
 
 
-def check_end(stream: Stream, outputs: Any, model_name: str) -> tuple[Any, dict[str, Tensor]]:
+def check_end(
+    outputs: Any, state: dict[str, Tensor], maxima: Mapping[str, int], model_name: str
+) -> tuple[Any, dict[str, Tensor]]:
     """Return the outputs and the new state of a call, if no layer's state is full.
+
+    Args:
+        outputs: of the call.
+        state: after the call.
+        maxima: dict of the name of a state tensor that counts steps, to the largest number of
+            steps that its layer can hold.
+        model_name: for the message.
 
     Raises:
         ValueError: If a layer has received more steps than it can hold. In TensorFlow graphs this
             is an assertion on which the outputs depend; see `limits.check_steps`.
     """
-    result = outputs, stream.next_state
-    for name, limit in stream.limits.items():
+    result, counts = (outputs, state), state
+    for name, limit in maxima.items():
         result = limits.check_steps(
             result,
-            stream.next_state[name],
+            counts[name],
             limit,
             f"The stream of '{model_name}' is full",
             f"`{name}` counts the steps. Build the layer with a larger `max_length`, use a layer "

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_cosattn import fingerprint, probe, scope, state_checks, state_file
+from keras_cosattn.compiled_step import CompiledStep, Step
 from keras_cosattn.constant_inputs import ConstantInputs
 from keras_cosattn.ops import arrays
 
@@ -27,7 +28,16 @@ class Streaming:
 
     The outputs are those of `model` on the whole input. Everything that the model has to remember
     is in `state`, which is passed in and returned. The model keeps nothing, so many streams can
-    share it. The call is a pure function: `tf.function` and `jax.jit` compile it.
+    share it. The call is a pure function.
+
+    Calls are compiled, so the first ones take seconds. On TensorFlow these are the first call with
+    one step and the first with more steps, each with a mask and without one. Other lengths and
+    batch sizes compile nothing more. JAX compiles for each batch size, and for 1, 4, 16, 64, ...
+    steps; it reads other lengths in such pieces. PyTorch runs a call as it is, without gradients.
+    Inside `tf.function` and `jax.jit` a call becomes a part of them.
+
+    The weights of the model may change between calls, also by `quantize` and `enable_lora`. After
+    another change, for example of an attribute of a layer, make a new `Streaming`.
 
     Only causal layers can stream. This package's attention layers (called with
     `use_causal_mask=True`), `TransformerDecoder`, `CausalConv1D`, `CausalDepthwiseConv1D`,
@@ -56,6 +66,8 @@ class Streaming:
             call. Attention layers that are not causal attend to them: their keys and values are a
             part of the state, so a stream has as many encoder steps as the sample. Defaults to
             `()`.
+        run_eagerly: bool. Whether calls run without compilation, as for debugging, and on PyTorch
+            with gradients. Defaults to `False`.
 
     Attributes:
         state_spec: dict of the name of a tensor to its shape without the batch axis, and dtype.
@@ -86,11 +98,13 @@ class Streaming:
         sample: Nest | None = None,
         means: bool = False,
         constants: Sequence[str] = (),
+        run_eagerly: bool = False,
     ) -> None:
         if not model.built:
             raise ValueError("The model is not built. Call it once on an input, then stream it.")
         self.model, self.means = model, means
-        self.constants = ConstantInputs(model, constants)
+        self.constants, self.run_eagerly = ConstantInputs(model, constants), run_eagerly
+        self._step = self._next_steps if run_eagerly else CompiledStep(model, self._next_steps)
         for spec in getattr(model, "inputs", None) or ():
             if spec.name in self.constants.names:
                 continue
@@ -131,9 +145,8 @@ class Streaming:
             return self._no_steps(inputs, state), dict(state)
         if mask is not None:
             mask = state_checks.checked_mask(mask, b, t)
-            inputs = keras.tree.map_structure(lambda x: _zero_masked(x, mask), inputs)
-        outputs, stream = self._call_in_stream(inputs, state, mask)
-        return state_checks.check_end(stream, outputs, self.model.name)
+        outputs, new = self._step(inputs, dict(state), mask)
+        return state_checks.check_end(outputs, new, self._limits, self.model.name)
 
     def initial_state(
         self, batch_size: int, constants: Mapping[str, Tensor] | None = None
@@ -215,6 +228,13 @@ class Streaming:
             outputs = self.model(inputs, training=False)
         return outputs, stream
 
+    def _next_steps(self, inputs, state, mask=None):
+        """Return the outputs for the next steps and the new state."""
+        if mask is not None:
+            inputs = keras.tree.map_structure(lambda x: _zero_masked(x, mask), inputs)
+        outputs, stream = self._call_in_stream(inputs, state, mask)
+        return outputs, stream.next_state
+
     def _no_steps(self, inputs, state):
         """Return outputs without steps. One masked step gives their shapes and dtypes."""
 
@@ -223,7 +243,7 @@ class Streaming:
 
         inputs = keras.tree.map_structure(one_step, inputs)
         mask = ops.zeros(ops.shape(keras.tree.flatten(inputs)[0])[:2], "bool")
-        outputs, _ = self._call_in_stream(inputs, state, mask)
+        outputs, _ = self._step(inputs, dict(state), mask)
         return keras.tree.map_structure(lambda y: y[:, :0], outputs)
 
     def _learn_state(self, first_step, fixed):
@@ -231,13 +251,14 @@ class Streaming:
         try:
             _, stream = self._call_in_stream(first_step, None, fixed=fixed or None)
         except ValueError as error:
-            message = _original(error)
+            message = probe.original(error)
             raise ValueError(f"'{self.model.name}' cannot stream: {message}") from error
         self.state_spec = state_checks.spec_of(stream.next_state)
         self.state_bytes = sum(
             math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.state_spec.values()
         )
-        self.max_steps = min(stream.limits.values(), default=None)
+        self._limits = stream.limits
+        self.max_steps = min(self._limits.values(), default=None)
         self._constant_names = set(state_checks.constant_part(stream))
 
     def _compare(self, sample, fixed):
@@ -247,40 +268,25 @@ class Streaming:
             whole = self.constants.join(sample, fixed) if fixed else sample
             return self.model(whole, training=False)
 
-        def run_pieces():
-            return self._run_pieces(sample, fixed)
+        def run_pieces(step=self._next_steps):
+            return self._run_pieces(sample, fixed, step)
 
-        whole = run_whole()
-        if probe.difference(whole, list(run_pieces())) <= probe.tolerance(self.model):
-            return
-        if probe.has_nan(whole):
-            raise ValueError(
-                f"'{self.model.name}' cannot be checked: its outputs on the test input hold NaN. "
-                "Check its weights, or give a `sample`."
-            )
-        layer = probe.reason(self.model, run_whole, run_pieces)
-        where = (
-            f"its layer '{layer.name}' ({type(layer).__name__})"
-            if layer
-            else "an operation outside its layers"
-        )
-        raise ValueError(
-            f"'{self.model.name}' cannot stream: {where} gives other outputs step by step than on "
-            "the whole input, so it looks ahead or forgets. Use this package's causal layers "
-            "(attention with `use_causal_mask=True`, TransformerDecoder, CausalConv1D, "
-            "CausalDepthwiseConv1D, PositionEmbedding, RunningMean) where steps are mixed."
-        )
+        # JAX compiles each operation of a plain step by itself, which takes longer.
+        step = self._step if keras.backend.backend() == "jax" else self._next_steps
+        whole, pieces = run_whole(), list(run_pieces(step))
+        if probe.difference(whole, pieces) > probe.tolerance(self.model):
+            probe.refuse(self.model, whole, run_whole, run_pieces)
 
-    def _run_pieces(self, sample: Nest, fixed: Mapping[str, Tensor]) -> Iterator[Nest]:
+    def _run_pieces(self, sample: Nest, fixed: Mapping[str, Tensor], step: Step) -> Iterator[Nest]:
         """Yield the outputs on one piece of `sample` after the other."""
         batch, length = keras.tree.flatten(sample)[0].shape[:2]
         state, start = self.initial_state(batch, fixed), 0
         for end in np.minimum(np.cumsum(PIECES), length).tolist():
             if end > start:
                 piece = keras.tree.map_structure(lambda x, a=start, b=end: x[:, a:b], sample)
-                outputs, stream = self._call_in_stream(piece, state)
+                outputs, state = step(piece, state, None)
                 yield outputs
-                state, start = stream.next_state, end
+                start = end
 
 
 def _zero_masked(x: Tensor, mask: Tensor) -> Tensor:
@@ -289,10 +295,3 @@ def _zero_masked(x: Tensor, mask: Tensor) -> Tensor:
     if keras.backend.standardize_dtype(x.dtype) == "string" or len(x.shape) < 2:
         return x
     return arrays.zero_masked(x, mask)
-
-
-def _original(error: BaseException) -> BaseException:
-    """Return the error that a layer raised. Keras puts its message into a longer one."""
-    while error.__context__ is not None and str(error.__context__) in str(error):
-        error = error.__context__
-    return error

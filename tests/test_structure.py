@@ -16,7 +16,7 @@ FLOORS = [
     ["positions", "temporal", "running_mean", "feature_maps"],
     ["attention"],
     ["transformer", "analysis"],
-    ["constant_inputs", "fingerprint", "probe", "state_checks", "state_file"],
+    ["compiled_step", "constant_inputs", "fingerprint", "probe", "state_checks", "state_file"],
     ["streaming"],
     ["carried"],
     ["export"],
@@ -56,26 +56,24 @@ def test_imports_go_down(file):
             assert below[2] in variants, f"the variant {file} imports {name}"
 
 
-KNOW_BACKENDS = [
-    ("ops", name) for name in
-    ("block_size.py", "scan_tensorflow.py", "scan_jax.py", "scan_torch.py")
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_only_a_few_modules_know_a_backend(file):
-    top = {name.split(".")[0] for name in imported(ast.parse(file.read_text()))}
-    parts = file.relative_to(PACKAGE).parts
-    assert "tensorflow" not in top or parts[0] in ("export", "limits.py") or parts in KNOW_BACKENDS
+def test_few_modules_know_a_backend_and_none_at_import(file):
+    tree, parts = ast.parse(file.read_text()), file.relative_to(PACKAGE).parts
+    backends = {"tensorflow", "torch", "jax"}
+    allowed = {
+        "limits.py": {"tensorflow"}, "export": {"tensorflow"}, "compiled_step.py": backends,
+        "block_size.py": backends, "scan_tensorflow.py": {"tensorflow"}, "scan_jax.py": {"jax"},
+        "scan_torch.py": {"torch"},
+    }  # fmt: skip
+    top = {name.split(".")[0] for name in imported(tree)}
+    assert top & backends <= allowed.get(parts[-1], allowed.get(parts[0], set()))
     at_import = {
         name.split(".")[0]
-        for node in ast.parse(file.read_text()).body
+        for node in tree.body
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in imported(node)
     }
-    assert "tensorflow" not in at_import
-    assert not at_import & {"torch", "jax"}
-    assert not top & {"torch", "jax"} or parts in KNOW_BACKENDS
+    assert not at_import & backends
 
 
 @pytest.mark.parametrize("name", keras_cosattn.__all__)

@@ -64,13 +64,11 @@ def _source(plan: ExportPlan, dataset: Iterable[Any] | None, steps: int) -> Any:
 
 
 def _keras_stream(plan: ExportPlan, inputs: Arrays) -> Arrays:
-    import tensorflow as tf
-
     first = next(iter(inputs.values()))
     state = plan.streaming.initial_state(len(first))
-    step, parts = tf.function(plan.streaming, reduce_retracing=True), []
+    parts = []
     for start in range(0, first.shape[1], KERAS_CHUNK):
         piece = {key: x[:, start : start + KERAS_CHUNK] for key, x in inputs.items()}
-        outputs, state = step(plan.named.nest(piece), state)
+        outputs, state = plan.streaming(plan.named.nest(piece), state)
         parts.append(plan.named.numpy_outputs(outputs))
     return {key: np.concatenate([part[key] for part in parts], axis=1) for key in parts[0]}
