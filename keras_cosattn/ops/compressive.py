@@ -22,6 +22,7 @@ from keras_cosattn.ops.block_size import sizes
 from keras_cosattn.ops.chunk_sums import segmented_cumsum
 from keras_cosattn.ops.pointwise_features import elu_plus_one
 from keras_cosattn.ops.recurrence import states_before_and_after
+from keras_cosattn.ops.scan import block_scan
 
 Tensor = Any
 
@@ -97,13 +98,25 @@ def _write(k, v, memory, delta_rule):
 
 
 def _of_aligned(q, k, v, size, group, t, delta_rule):
-    """Each chunk is a segment."""
-    k, v = (chunks.split(arrays.fit_length(x, t), size) for x in (k, v))
-    b = ops.shape(q)[0]
-    sums = ops.zeros((b, k.shape[2], k.shape[3], v.shape[3]), k.dtype)
-    flags = ops.ones((b, -(-t // size), 3), k.dtype)
-    memories, _ = _memories(k, v, flags, sums, None, delta_rule)
-    return chunks.join(chunks.read(chunks.split(q, size * group), memories), t * group, b)
+    """Each block is a segment."""
+    b, (h, f) = ops.shape(q)[0], k.shape[2:]
+    k, v = arrays.fit_length(k, t), arrays.fit_length(v, t)
+    memory = ops.zeros((b, h, f, v.shape[3]), k.dtype)
+    if not (delta_rule or sizes().loops_over_chunks):
+        k, v = chunks.split(k, size), chunks.split(v, size)
+        flags = ops.ones((b, -(-t // size), 3), k.dtype)
+        memories, _ = _memories(k, v, flags, memory, None, delta_rule)
+        return chunks.join(chunks.read(chunks.split(q, size * group), memories), t * group, b)
+
+    def body(memory, block):
+        steps = ops.shape(block["k"])[1]
+        out = chunks.read(ops.reshape(block["q"], (b, steps * group, h, f)), memory)
+        out = ops.reshape(out, (b, steps, group * h, v.shape[3]))
+        return memory + _write(block["k"], block["v"], memory, delta_rule), out
+
+    xs = {"q": ops.reshape(q, (b, t, group * h, f)), "k": k, "v": v}
+    _, out = block_scan(body, memory, xs, size)
+    return ops.reshape(out, (b, t * group, h, v.shape[3]))
 
 
 def _of_one_step(q, k, v, size, mask, state, delta_rule, means):

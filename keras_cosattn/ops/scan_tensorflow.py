@@ -202,8 +202,10 @@ class _Scan:
         import tensorflow as tf
 
         b = spec.shape[0]
-        if b is None:  # that of a tensor whose batch size is not 1
-            b = next(tf.shape(x)[0] for x in self.leaves[1] if x.shape[0] is None)
+        if b is None:
+            leaves = [*self.leaves[0], *self.leaves[1]]
+            unknown = [tf.shape(x)[0] for x in leaves if x.shape[0] is None]
+            b = unknown[0] if unknown else max(x.shape[0] for x in leaves)
         return tf.stack([b, *spec.shape[1:]])
 
     def _block(self, x, i):
