@@ -129,11 +129,11 @@ def attend(
         The output `(b, t, h, e)` and the weights `(b, h, t, s)`, and if `log_totals` the logarithms
         `(b, h, t)`.
     """
-    logits = _logits(q, k, allowed, bias)
-    weights = _softmax(logits, allowed)
+    scaled = logits(q, k, allowed, bias)
+    weights = _softmax(scaled, allowed)
     mixed = mix(weights if dropout is None else dropout(weights), arrays.accumulate(v))
     if log_totals:
-        return mixed, weights, ops.logsumexp(logits, axis=-1)
+        return mixed, weights, ops.logsumexp(scaled, axis=-1)
     return mixed, weights
 
 
@@ -141,16 +141,19 @@ def attention_weights(
     q: Tensor, k: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
     """Return the weights `(b, h, t, s)` of `attend`."""
-    return _softmax(_logits(q, k, allowed, bias), allowed)
+    return _softmax(logits(q, k, allowed, bias), allowed)
 
 
-def _logits(q, k, allowed, bias):
-    logits = scores(q, k) / math.sqrt(q.shape[-1])
+def logits(
+    q: Tensor, k: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Return what `attend` takes the softmax of, `(b, h, t, s)`: `FORBIDDEN` where not allowed."""
+    scaled = scores(arrays.accumulate(q) / math.sqrt(q.shape[-1]), k)
     if bias is not None:
-        logits = logits + ops.cast(bias, logits.dtype)
-    return logits if allowed is None else ops.where(allowed, logits, FORBIDDEN)
+        scaled = scaled + ops.cast(bias, scaled.dtype)
+    return scaled if allowed is None else ops.where(allowed, scaled, FORBIDDEN)
 
 
-def _softmax(logits, allowed):
-    weights = ops.softmax(logits)
+def _softmax(scaled, allowed):
+    weights = ops.softmax(scaled)
     return weights if allowed is None else ops.where(allowed, weights, ops.zeros_like(weights))
