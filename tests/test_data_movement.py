@@ -86,6 +86,21 @@ def test_a_cache_keeps_every_bit(t, masked, rng):
     assert_close(found, expected, 0)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_step_changes_no_cache(masked, rng):
+    old, none = inputs(rng, 2, 4, 3, 5), inputs(rng, 2, 0, 3, 5)
+    position, mask = np.zeros((2, 0), "int32"), np.zeros((2, 0), "bool") if masked else None
+    assert_close(cache.append(old, none, position, mask), old, 0)
+    if BACKEND != "tensorflow":
+        return
+    import tensorflow as tf
+
+    specs = [tf.TensorSpec((None, None, 3, 5)), tf.TensorSpec((None, None), "int32")]
+    specs += [tf.TensorSpec((None, None), "bool")] if masked else []
+    append = tf.function(lambda *new: cache.append(old, *new), input_signature=specs)
+    assert_close(append(none, position, *([mask] if masked else [])), old, 0)
+
+
 @reads_graph
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("t", [1, 5])

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_cosattn.ops import timesteps
+from keras_cosattn.ops import arrays, timesteps
 
 Tensor = Any
 
@@ -38,8 +38,13 @@ def append(cache: Tensor, new: Tensor, position: Tensor, mask: Tensor | None = N
     >>> np.asarray(filled)[0, :, 0, 0].tolist()
     [1.0, 1.0, 0.0, 0.0, 0.0]
     """
+    if new.shape[1] == 0:
+        return cache
     n, t = cache.shape[1], ops.shape(new)[1]
     slots, new = ops.expand_dims(ops.arange(n, dtype="int32"), 0), ops.cast(new, cache.dtype)
+    if new.shape[1] is None:  # there may be no step: one more, without a slot
+        new, position = arrays.pad_end(new, 1), ops.pad(position, ((0, 0), (0, 1)), "constant", n)
+        mask = None if mask is None else arrays.pad_end(mask, 1)
     if mask is None:
         step = slots - position[:, :1]  # of each slot, (b, n)
         stored = ops.logical_and(step >= 0, step < t)
@@ -47,7 +52,7 @@ def append(cache: Tensor, new: Tensor, position: Tensor, mask: Tensor | None = N
         step = _steps_of_slots(slots, position, mask)
         stored = step >= 0
     if new.shape[1] != 1:
-        new = timesteps.take_steps(new, ops.clip(step, 0, t - 1))
+        new = timesteps.take_steps(new, ops.clip(step, 0, ops.shape(new)[1] - 1))
     return ops.where(ops.expand_dims(stored, (2, 3)), new, cache)
 
 
