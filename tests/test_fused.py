@@ -127,3 +127,8 @@ def test_the_kernel_for_tpus_is_not_taken(calls, monkeypatch, rng):
     x = inputs(rng, 1, 7, WIDTH)
     SoftmaxAttention(2, 4)(x, x)
     assert calls[0]["flash_attention"] is False
+
+
+def test_values_may_have_fewer_heads_than_keys(rng):
+    q, k, v = inputs(rng, B, T, 6, D), inputs(rng, B, S, 6, D), inputs(rng, B, S, 3, D)
+    assert_close(fused.attend(q, k, v), dense.attend(q, k, v)[0])

@@ -68,9 +68,8 @@ class SoftmaxAttention(CachedAttention):
         may_see_nothing = layout.may_see_nothing or not in_window
         return self._mix_pairs(q, k, v, allowed, bias, training, causal, may_see_nothing), None
 
-    def _attend_to_cache(self, q, past, positions, training):
+    def _attend_to_cache(self, q, k, past, positions, bias, training):
         slots = ops.expand_dims(ops.arange(self.max_length, dtype="int32"), 0)
-        q, k, bias = self._encode_positions(q, past["key"], positions, slots)
         allowed = ops.expand_dims(positions, (1, 3)) >= slots
         allowed = self._within_window(allowed, positions, slots)
         # Without a window, also a step beyond the last slot sees the first one.
