@@ -62,8 +62,8 @@ class CachedAttention(Attention):
         """Return shape `(heads, size)` and dtype of each entry that a stream keeps of a step."""
         key_heads = self.num_heads if self.shares_query_and_key else self.num_key_value_heads
         return {
-            "key": ((key_heads, self.key_dim), self.sum_dtype),
-            "value": ((self.num_key_value_heads, self.value_dim), self.sum_dtype),
+            "key": ((key_heads, self.key_dim), self.compute_dtype),
+            "value": ((self.num_key_value_heads, self.value_dim), self.compute_dtype),
         }
 
     def _more_entries(self, past, q, mask):

@@ -91,7 +91,7 @@ class HeadProjections(keras.layers.Layer):
 
     @property
     def sum_dtype(self) -> str:
-        """The dtype of sums, normalisers and states: float32, or float64 in a float64 layer."""
+        """The dtype of sums and normalisers: float32, or float64 in a float64 layer."""
         return "float64" if self.compute_dtype == "float64" else "float32"
 
     def build(self, query_shape, value_shape, key_shape=None):

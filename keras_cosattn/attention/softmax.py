@@ -22,9 +22,9 @@ class SoftmaxAttention(CachedAttention):
     It takes O(t s (d + e)) time and O(t s) memory for each head. On JAX and PyTorch, a call that
     asks for no weights and drops none takes `keras.ops.dot_product_attention`, which has kernels
     that do not store the weights. A stream keeps the keys and values of `max_length` steps: a step
-    takes O(max_length (d + e)) time, and the float32 state has as many numbers. More steps raise
-    ValueError, or fail an assertion in a TensorFlow graph. Under XLA the steps beyond are not
-    stored, and attend to the stored ones.
+    takes O(max_length (d + e)) time, and the state has as many numbers, in the compute dtype. More
+    steps raise ValueError, or fail an assertion in a TensorFlow graph. Under XLA the steps beyond
+    are not stored, and attend to the stored ones.
 
     Args:
         num_heads: int, h, the number of query heads.
