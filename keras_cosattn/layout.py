@@ -52,6 +52,18 @@ class CallLayout:
             return self.query_positions
         return timesteps.positions(self.key_steps, self.key_mask, self.segments)
 
+    @property
+    def only_causal(self) -> bool:
+        """Whether query t sees exactly the keys s <= t."""
+        factors = self.query_mask, self.key_mask, self.segments, self.attention_mask
+        return self.causal and all(x is None for x in factors)
+
+    @property
+    def may_see_nothing(self) -> bool:
+        """Whether a valid query may see no key. In one sequence it sees itself."""
+        masked_keys = self.key_mask is not None and not self.one_sequence
+        return masked_keys or self.attention_mask is not None
+
     def longest_queries(self) -> Any:
         """Return the largest number of valid queries of one sequence, an integer or a tensor."""
         return self._longest(self.query_steps, self.query_mask)

@@ -15,12 +15,18 @@ from keras_cosattn.atomic_write import atomic_write
 MODEL = "__model__"
 """Name of the entry with the model's fingerprint."""
 
+BFLOAT16 = "__bfloat16__"
+"""Name of the entry with the names of the bfloat16 arrays, a type that NumPy's files lack."""
+
 
 def write(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], model: dict[str, str]
 ) -> None:
     """Write arrays and the fingerprint of their model to `path`, completely or not at all."""
+    bfloat16 = [name for name, x in arrays.items() if x.dtype.name == "bfloat16"]
     entries: dict[str, Any] = {**arrays, MODEL: np.array(json.dumps(model))}
+    entries |= {name: np.ascontiguousarray(arrays[name]).view("uint16") for name in bfloat16}
+    entries[BFLOAT16] = np.array(json.dumps(bfloat16))
     with atomic_write(path) as new, open(new, "wb") as file:
         np.savez(file, **entries)
 
@@ -34,6 +40,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
+        for name in json.loads(str(arrays.pop(BFLOAT16, "[]"))):
+            arrays[name] = arrays[name].view("bfloat16")  # Keras makes it known to NumPy
         return arrays, json.loads(str(arrays.pop(MODEL)))
     except (zipfile.BadZipFile, ValueError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a state that `save` wrote, or damaged.") from error

@@ -430,3 +430,29 @@ def test_sizes_of_numpy_are_integers():
 def test_every_object_is_tested():
     found = {n for n in positions.__all__ if n not in ("Position", "PositionEmbedding")}
     assert found == {cls.__name__ for cls, _ in OBJECTS.values()}
+
+
+@pytest.mark.parametrize("cls", [Rotary, Sinusoidal])
+@pytest.mark.parametrize(
+    "case",
+    ["SoftmaxAttention-cache", "LSHAttention-buckets", "ClusteredRoutingAttention-strict"],
+)
+def test_a_stream_encodes_each_key_once(case, cls, rng, monkeypatch):
+    lengths, encode = [], cls.encode
+
+    def record(self, q, k, q_positions, k_positions):
+        lengths.append((q.shape[1], k.shape[1]))
+        return encode(self, q, k, q_positions, k_positions)
+
+    layer, one = make(case, position=cls()), keras.Input((None, WIDTH))
+    model = keras.Model(one, layer(one, one, use_causal_mask=True))
+    x, mask = inputs(rng, 2, 13, WIDTH), rng.random((2, 13)) < 0.7
+    stream = Streaming(model)
+    whole = layer(x, x, query_mask=mask, value_mask=mask, use_causal_mask=True)
+    monkeypatch.setattr(cls, "encode", record)
+    state, outputs = stream.initial_state(2), []
+    for piece, valid in zip(*(np.split(a, [5, 6], axis=1) for a in (x, mask)), strict=True):
+        y, state = stream(piece, state, valid)
+        outputs.append(np.where(valid[..., None], y, 0))
+    assert lengths == [(5, 5), (1, 1), (7, 7)]
+    assert_close(np.concatenate(outputs, axis=1), np.where(mask[..., None], whole, 0))

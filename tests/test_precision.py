@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 from support import assert_close, float64
-from variants import CAUSAL, DIRECTIONS, STREAMING, WIDTH, build, inputs
+from variants import CAUSAL, DIRECTIONS, ONE_BUCKET, STREAMING, WIDTH, build, inputs
 
-from keras_cosattn import SoftmaxAttention, Streaming
+from keras_cosattn import Rotary, SoftmaxAttention, Streaming
 
 every_direction = pytest.mark.parametrize(("case", "causal"), DIRECTIONS)
 
@@ -73,3 +73,25 @@ def test_weights_keep_their_precision_without_dropout(rng):
     seen = layer._drop(True)(weights)
     assert keras.backend.standardize_dtype(seen.dtype) == "float32"
     assert_close(seen, weights, 0)
+
+
+@pytest.mark.parametrize(("policy", "bound"), [("mixed_float16", 3e-3), ("mixed_bfloat16", 2e-2)])
+@pytest.mark.parametrize("case", ["SoftmaxAttention-cache", "LSHAttention-buckets"])
+def test_a_cache_has_the_dtype_of_the_computation(case, policy, bound, rng, tmp_path):
+    one, more = keras.Input((None, WIDTH)), ONE_BUCKET.get(case.split("-")[0], {})
+    layer = build(case, dtype=policy, position=Rotary(), **more)
+    model = keras.Model(one, layer(one, one, use_causal_mask=True))
+    stream, half = Streaming(model), policy.removeprefix("mixed_")
+    dtypes = {name.split("_")[-1]: dtype for name, (_, dtype) in stream.state_spec.items()}
+    assert dtypes["key"] == dtypes["value"] == half
+    assert {dtypes.get(name, "float32") for name in ("bucket", "chunk")} == {"float32"}
+    x = inputs(rng, 2, 40, WIDTH)
+    y, state = stream(x[:, :25], stream.initial_state(2))
+    stream.save(state, tmp_path / "state.npz")
+    loaded = stream.load(tmp_path / "state.npz")
+    for name, value in state.items():
+        assert keras.backend.standardize_dtype(loaded[name].dtype) == stream.state_spec[name][1]
+        assert keras.ops.all(keras.ops.equal(loaded[name], value))
+    z, _ = stream(x[:, 25:], loaded)
+    found = keras.ops.cast(keras.ops.concatenate([y, z], axis=1), "float32")
+    assert_close(found, keras.ops.cast(model(x), "float32"), bound)

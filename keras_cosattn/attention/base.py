@@ -45,8 +45,8 @@ class Attention(HeadProjections):
             a rank above 3. Defaults to all axes but the first and the last.
         sliding_window: Integer w, for `SoftmaxAttention`: a query sees the keys at less than w
             steps from it. Defaults to `None`, no window.
-        flash_attention: For compatibility with `keras.layers.MultiHeadAttention`; `None` or
-            `False`. Defaults to `None`.
+        flash_attention: `None`, or `False` to keep `SoftmaxAttention` from the fused kernels of
+            JAX and PyTorch. Defaults to `None`.
         kernel_initializer: Initializer of the projections' kernels. Defaults to
             `"glorot_uniform"`.
         bias_initializer: Initializer of the projections' biases. Defaults to `"zeros"`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from keras import ops
 
 from keras_cosattn.attention.cached import CachedAttention
-from keras_cosattn.ops import arrays, buckets, dense, timesteps
+from keras_cosattn.ops import arrays, buckets, fused, timesteps
 
 
 class BucketedAttention(CachedAttention):
@@ -77,26 +77,23 @@ class BucketedAttention(CachedAttention):
 
     def _cache_spec(self):
         shape = (self.num_heads, self._rounds)
-        return {**super()._cache_spec(), "bucket": shape, "chunk": shape}
+        more = {"bucket": (shape, self.sum_dtype), "chunk": (shape, self.sum_dtype)}
+        return {**super()._cache_spec(), **more}
 
-    def _cache_entries(self, past, q, k, v, positions, mask):
-        q, v = (arrays.zero_masked(arrays.accumulate(x), mask) for x in (q, v))
+    def _more_entries(self, past, q, mask):
+        q = arrays.zero_masked(arrays.accumulate(q), mask)
         bucket = ops.cast(self._buckets(q) + 1, "float32")  # 0 is an empty slot
         bucket = arrays.zero_masked(bucket, mask)
         rank = buckets.earlier_in_bucket(past["bucket"], bucket)
-        return {
-            "key": self._query_and_key(q)[1],
-            "value": v,
-            "bucket": bucket,
-            # Half a step is added so that rounding cannot change the chunk.
-            "chunk": ops.floor((rank + 0.5) / self._chunk_size),
-        }
+        # Half a step is added so that rounding cannot change the chunk.
+        return {"bucket": bucket, "chunk": ops.floor((rank + 0.5) / self._chunk_size)}
 
-    def _attend_to_cache(self, q, past, positions, training):
+    def _compared(self, q, k):
+        return self._query_and_key(arrays.accumulate(q))
+
+    def _attend_to_cache(self, q, k, past, positions, bias, training):
         slots = ops.expand_dims(ops.arange(self.max_length, dtype="int32"), 0)
         own = ops.minimum(positions, self.max_length - 1)
-        q, _ = self._query_and_key(arrays.accumulate(q))
-        q, k, _ = self._encode_positions(q, past["key"], positions, slots)
         allowed = buckets.can_attend_in_cache(
             timesteps.take_steps(past["bucket"], own),
             timesteps.take_steps(past["chunk"], own),
@@ -106,7 +103,7 @@ class BucketedAttention(CachedAttention):
         distance = ops.expand_dims(positions, (1, 3)) - ops.expand_dims(slots, (1, 2))
         bias = ops.where(distance == 0, buckets.LAST_SCORE, 0.0) if self.own_key_last else None
         allowed = ops.logical_and(allowed, distance >= 0)
-        mixed, _ = dense.attend(q, k, past["value"], allowed, bias=bias)
+        mixed = fused.attend(q, k, past["value"], allowed, bias)
         return self.dropout_layer(mixed, training=training)
 
 

@@ -22,8 +22,11 @@ class CachedAttention(Attention):
     More steps raise ValueError, or fail an assertion in a TensorFlow graph. Under XLA the steps
     beyond are not stored, and attend to the stored ones.
 
-    A subclass overrides `_mix` and `_attend_to_cache`. To keep more of each step than key and
-    value, it also overrides `_cache_spec` and `_cache_entries`.
+    A key is stored with its position in it, if the position encodes keys alone, as `Rotary` does.
+
+    A subclass overrides `_mix` and `_attend_to_cache`. If it compares something else than the
+    projections, it also overrides `_compared`. To keep more of each step than key and value, it
+    also overrides `_cache_spec` and `_more_entries`.
 
     Args:
         num_heads: int, h, the number of query heads.
@@ -56,25 +59,30 @@ class CachedAttention(Attention):
         }
 
     def _cache_spec(self):
-        """Return the shape `(heads, size)` of each entry that a stream keeps of a step."""
+        """Return shape `(heads, size)` and dtype of each entry that a stream keeps of a step."""
         key_heads = self.num_heads if self.shares_query_and_key else self.num_key_value_heads
         return {
-            "key": (key_heads, self.key_dim),
-            "value": (self.num_key_value_heads, self.value_dim),
+            "key": ((key_heads, self.key_dim), self.compute_dtype),
+            "value": ((self.num_key_value_heads, self.value_dim), self.compute_dtype),
         }
 
-    def _cache_entries(self, past, q, k, v, positions, mask):
-        """Return what a stream keeps of these steps, a dict of tensors `(b, t, heads, size)`.
+    def _more_entries(self, past, q, mask):
+        """Return what a stream keeps of these steps beside key and value, a dict of tensors.
 
-        `past` has the entries of the earlier steps.
+        `past` has the entries of the earlier steps. The tensors have shape `(b, t, heads, size)`.
         """
-        return {"key": k, "value": v}
+        return {}
 
-    def _attend_to_cache(self, q, past, positions, training):
+    def _compared(self, q, k):
+        """Return the queries and keys whose products are the scores, before their positions."""
+        return q, k
+
+    def _attend_to_cache(self, q, k, past, positions, bias, training):
         """Mix the values in `past` for q, whose steps have the `positions (b, t)` in the cache.
 
         `past` has a tensor `(b, max_length, heads, size)` for each name of `_cache_spec`. Empty
-        slots are zero. Returns a tensor `(b, t, h, e)`.
+        slots are zero. q and k, the keys of all slots, have their positions in them. `bias` is
+        that of the positions, or None. Returns a tensor `(b, t, h, e)`.
         """
         raise NotImplementedError(f"{type(self).__name__} must override `_attend_to_cache`.")
 
@@ -84,18 +92,28 @@ class CachedAttention(Attention):
             self,
             ops.shape(q)[0],
             limit=n,
-            **{name: ((n, *shape), self.sum_dtype) for name, shape in spec.items()},
+            **{name: ((n, *shape), dtype) for name, (shape, dtype) in spec.items()},
             position=((), "int32"),
         )
         start, t = state["position"], layout.query_steps
         positions = timesteps.positions(t, mask, start=start)
         positions = ops.broadcast_to(positions, ops.shape(q)[:2])
-        past = {name: state[name] for name in spec}
-        for name, new in self._cache_entries(past, q, k, v, positions, mask).items():
-            new = arrays.zero_masked(new, mask)
-            past[name] = cache.append(state[name], ops.cast(new, self.sum_dtype), positions, mask)
+        new = {"value": v, **self._more_entries(state, q, mask)}
+        q, k = self._compared(q, k)
+        once = self.position is not None and self.position.encodes_keys_alone
+        encoded, new["key"] = self.position.encode(q, k, positions, positions) if once else (q, k)
+        past = {
+            name: cache.append(state[name], arrays.zero_masked(new[name], mask), positions, mask)
+            for name in spec
+        }
         stream.write(slot, {**past, "position": timesteps.advance(start, t, mask)})
-        return self._attend_to_cache(q, past, positions, training)
+        slots = ops.expand_dims(ops.arange(n, dtype="int32"), 0)
+        if once:
+            bias = self.position.bias(q, positions, slots)
+            q, k = encoded, past["key"]
+        else:
+            q, k, bias = self._encode_positions(q, past["key"], positions, slots)
+        return self._attend_to_cache(q, k, past, positions, bias, training)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "max_length": self.max_length}

@@ -51,8 +51,7 @@ class ClusteredRoutingAttention(BucketedAttention):
     sequences the last term is O(k n w (d + e)). The causal form takes
     O(n (k d + log n + w (d + e))) time. Memory is O(n k + k w (w + d + e)), and
     O(n (k + w + d + e)) for the causal form. A stream keeps `max_length` steps: a step takes
-    O(max_length (d + e) + k d) time, and the float32 state has O(max_length (d + e)) numbers for
-    each head.
+    O(max_length (d + e) + k d) time, and the state has O(max_length (d + e)) numbers for each head.
 
     Where this differs from the paper: the causal form is the one above. x is not centred before it
     gets unit length. Cosines choose, so the length of a centroid does not count. Centroids move to

@@ -44,20 +44,20 @@ def attend_to_constants(layer: Any, inputs: Any, stream: Stream, training: bool 
     layout = inputs.layout
     q = layer.query_dense(inputs.query)
     b, s = ops.shape(inputs.value)[:2]
-    heads, dtype = layer.num_key_value_heads, layer.sum_dtype
+    heads, dtype = layer.num_key_value_heads, layer.compute_dtype
     slot, state = stream.read(
         layer,
         b,
         key=((s, heads, layer.key_dim), dtype),
         value=((s, heads, layer.value_dim), dtype),
-        valid=((s,), dtype),
+        valid=((s,), layer.sum_dtype),
     )
     if stream.constants == "write":
         mask = ops.ones((b, s), "bool") if layout.key_mask is None else layout.key_mask
         state = {
-            "key": ops.cast(layer.key_dense(inputs.key), dtype),
-            "value": ops.cast(layer.value_dense(inputs.value), dtype),
-            "valid": ops.cast(mask, dtype),
+            "key": layer.key_dense(inputs.key),
+            "value": layer.value_dense(inputs.value),
+            "valid": ops.cast(mask, layer.sum_dtype),
         }
     stream.constant_slots.add(slot)
     stream.write(slot, state)

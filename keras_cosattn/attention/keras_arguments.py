@@ -63,14 +63,16 @@ def window(layer_type: Any, sliding_window: Any) -> int | None:
     return int(sliding_window)
 
 
-def check_flash_attention(layer_type: type, flash_attention: bool | None) -> None:
-    """Raise ValueError if flash attention is asked for."""
+def flash_attention(layer_type: type, flash_attention: bool | None) -> bool | None:
+    """Return `flash_attention`. Raise ValueError if it is True."""
     if flash_attention:
         raise ValueError(
             f"{layer_type.__name__}: `flash_attention=True` asks for a fused kernel of softmax "
-            "attention, which the layers of keras_cosattn do not use. Leave it out, or use "
-            f"keras.layers.MultiHeadAttention. Received: flash_attention={flash_attention!r}"
+            "attention, or an error. Leave it out: SoftmaxAttention takes such a kernel where JAX "
+            "or PyTorch has one, and the other layers have none. "
+            f"Received: flash_attention={flash_attention!r}"
         )
+    return flash_attention
 
 
 def _is_integer(value):

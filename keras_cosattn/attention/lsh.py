@@ -37,7 +37,7 @@ class LSHAttention(BucketedAttention):
     For n steps it takes O(num_hashes n (log n + C (d + e) + num_buckets d)) time and
     O(num_hashes n (C + d + e + num_buckets)) memory for each head. To count each key once takes
     another O(num_hashes^2 n C) time. A stream keeps `max_length` steps: a step takes
-    O(max_length (d + e + num_hashes)) time, and the float32 state has
+    O(max_length (d + e + num_hashes)) time, and the state has
     O(max_length (d + e + 2 num_hashes)) numbers for each head.
 
     Where this differs from the paper: the paper cuts the list of all steps, sorted by bucket, into

@@ -68,7 +68,7 @@ class HeadProjections(keras.layers.Layer):
         self.output_sizes = keras_arguments.output_sizes(output_shape)
         self.attention_axes = keras_arguments.axes(attention_axes)
         self.sliding_window = keras_arguments.window(type(self), sliding_window)
-        keras_arguments.check_flash_attention(type(self), flash_attention)
+        self.flash_attention = keras_arguments.flash_attention(type(self), flash_attention)
         self.position = own_copy(position, self.dtype_policy)
         refusals.check_position(self, self.position)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -91,7 +91,7 @@ class HeadProjections(keras.layers.Layer):
 
     @property
     def sum_dtype(self) -> str:
-        """The dtype of sums, normalisers and states: float32, or float64 in a float64 layer."""
+        """The dtype of sums and normalisers: float32, or float64 in a float64 layer."""
         return "float64" if self.compute_dtype == "float64" else "float32"
 
     def build(self, query_shape, value_shape, key_shape=None):
@@ -139,6 +139,7 @@ class HeadProjections(keras.layers.Layer):
             "output_shape": self.output_sizes,
             "attention_axes": self.attention_axes,
             "sliding_window": self.sliding_window,
+            "flash_attention": self.flash_attention,
             "position": keras.saving.serialize_keras_object(self.position),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),

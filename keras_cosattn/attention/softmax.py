@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_cosattn.attention.cached import CachedAttention
-from keras_cosattn.ops import arrays, dense, timesteps
+from keras_cosattn.ops import arrays, dense, fused, timesteps
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -19,10 +19,12 @@ class SoftmaxAttention(CachedAttention):
     inside packed sequences. It takes any `attention_mask` and any `position`. Dropout acts on the
     weights.
 
-    It takes O(t s (d + e)) time and O(t s) memory for each head. A stream keeps the keys and values
-    of `max_length` steps: a step takes O(max_length (d + e)) time, and the float32 state has as
-    many numbers. More steps raise ValueError, or fail an assertion in a TensorFlow graph. Under XLA
-    the steps beyond are not stored, and attend to the stored ones.
+    It takes O(t s (d + e)) time and O(t s) memory for each head. On JAX and PyTorch, a call that
+    asks for no weights and drops none takes `keras.ops.dot_product_attention`, which has kernels
+    that do not store the weights. A stream keeps the keys and values of `max_length` steps: a step
+    takes O(max_length (d + e)) time, and the state has as many numbers, in the compute dtype. More
+    steps raise ValueError, or fail an assertion in a TensorFlow graph. Under XLA the steps beyond
+    are not stored, and attend to the stored ones.
 
     Args:
         num_heads: int, h, the number of query heads.
@@ -53,17 +55,46 @@ class SoftmaxAttention(CachedAttention):
     def _attend(self, q, k, v, layout, training, return_weights):
         q, k, bias = self._encode_positions(q, k, layout.query_positions, layout.key_positions)
         k, v = arrays.zero_masked(k, layout.key_mask), arrays.zero_masked(v, layout.key_mask)
-        allowed = self._within_window(
-            layout.pair_mask(), layout.query_positions, layout.key_positions
-        )
-        return dense.attend(q, k, v, allowed, self._drop(training), bias)
+        no_weights = not (return_weights or self._drops(training))
+        causal = no_weights and layout.only_causal and self.sliding_window is None
+        allowed = None
+        if not causal:
+            allowed = self._within_window(
+                layout.pair_mask(), layout.query_positions, layout.key_positions
+            )
+        if return_weights:
+            return dense.attend(q, k, v, allowed, self._drop(training), bias)
+        in_window = self.sliding_window is None or layout.one_sequence
+        may_see_nothing = layout.may_see_nothing or not in_window
+        return self._mix_pairs(q, k, v, allowed, bias, training, causal, may_see_nothing), None
 
-    def _attend_to_cache(self, q, past, positions, training):
+    def _attend_to_cache(self, q, k, past, positions, bias, training):
         slots = ops.expand_dims(ops.arange(self.max_length, dtype="int32"), 0)
-        q, k, bias = self._encode_positions(q, past["key"], positions, slots)
         allowed = ops.expand_dims(positions, (1, 3)) >= slots
         allowed = self._within_window(allowed, positions, slots)
-        return dense.attend(q, k, past["value"], allowed, self._drop(training), bias)[0]
+        # Without a window, also a step beyond the last slot sees the first one.
+        may_see_nothing = self.sliding_window is not None
+        return self._mix_pairs(
+            q, k, past["value"], allowed, bias, training, may_see_nothing=may_see_nothing
+        )
+
+    def _mix_pairs(self, q, k, v, allowed, bias, training, causal=False, may_see_nothing=True):
+        """Mix the values of the allowed pairs, `(b, t, h, e)`."""
+        if self._drops(training):
+            return dense.attend(q, k, v, allowed, self._drop(training), bias)[0]
+        return fused.attend(
+            q,
+            k,
+            v,
+            allowed,
+            bias,
+            causal=causal,
+            may_see_nothing=may_see_nothing,
+            flash_attention=self.flash_attention,
+        )
+
+    def _drops(self, training):
+        return training and self.dropout > 0
 
     def _within_window(self, allowed, q_positions, k_positions):
         """The mask `allowed`, `(b or 1, 1 or h, t, s)` or None, within `sliding_window`."""

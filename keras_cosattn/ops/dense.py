@@ -16,15 +16,31 @@ FORBIDDEN = -1e30  # far below any logit, and far enough from float32's end to s
 
 
 def scores(q: Tensor, k: Tensor) -> Tensor:
-    """Return `q_t . k_s`: `(b, t, h, d)`, `(b, s, hk, d)` -> `(b, h, t, s)`; h a multiple of hk."""
-    k = arrays.repeat_heads(arrays.accumulate(k), arrays.group_size(q, k))
-    return ops.einsum("bthd,bshd->bhts", arrays.accumulate(q), k)
+    """Return `q_t . k_s`: `(b, t, h, d)`, `(b, s, hk, d)` -> `(b, h, t, s)`; h a multiple of hk.
+
+    The heads of a group are rows of one product, so keys are not copied.
+    """
+    group, q, k = arrays.group_size(q, k), arrays.accumulate(q), arrays.accumulate(k)
+    if group == 1:
+        return ops.einsum("bthd,bshd->bhts", q, k)
+    b, t, h, d = ops.shape(q)
+    rows = ops.reshape(ops.transpose(q, (0, 2, 1, 3)), (b, h // group, group * t, d))
+    product = ops.einsum("bhrd,bshd->bhrs", rows, k)
+    return ops.reshape(product, (b, h, t, ops.shape(k)[1]))
 
 
 def mix(weights: Tensor, v: Tensor) -> Tensor:
-    """Return `sum_s w_ts v_s`: `(b, h, t, s)`, `(b, s, hk, e)` -> `(b, t, h, e)`."""
-    v = arrays.repeat_heads(v, weights.shape[1] // v.shape[2])
-    return ops.einsum("bhts,bshe->bthe", weights, v)
+    """Return `sum_s w_ts v_s`: `(b, h, t, s)`, `(b, s, hk, e)` -> `(b, t, h, e)`.
+
+    The heads of a group are rows of one product, so values are not copied.
+    """
+    b, h, t, s = ops.shape(weights)
+    heads, e = v.shape[2:]
+    if h == heads:
+        return ops.einsum("bhts,bshe->bthe", weights, v)
+    rows = ops.reshape(weights, (b, heads, h // heads * t, s))
+    mixed = ops.reshape(ops.einsum("bhrs,bshe->bhre", rows, v), (b, h, t, e))
+    return ops.transpose(mixed, (0, 2, 1, 3))
 
 
 def normalise(
@@ -129,11 +145,11 @@ def attend(
         The output `(b, t, h, e)` and the weights `(b, h, t, s)`, and if `log_totals` the logarithms
         `(b, h, t)`.
     """
-    logits = _logits(q, k, allowed, bias)
-    weights = _softmax(logits, allowed)
+    scaled = logits(q, k, allowed, bias)
+    weights = _softmax(scaled, allowed)
     mixed = mix(weights if dropout is None else dropout(weights), arrays.accumulate(v))
     if log_totals:
-        return mixed, weights, ops.logsumexp(logits, axis=-1)
+        return mixed, weights, ops.logsumexp(scaled, axis=-1)
     return mixed, weights
 
 
@@ -141,16 +157,19 @@ def attention_weights(
     q: Tensor, k: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
     """Return the weights `(b, h, t, s)` of `attend`."""
-    return _softmax(_logits(q, k, allowed, bias), allowed)
+    return _softmax(logits(q, k, allowed, bias), allowed)
 
 
-def _logits(q, k, allowed, bias):
-    logits = scores(q, k) / math.sqrt(q.shape[-1])
+def logits(
+    q: Tensor, k: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Return what `attend` takes the softmax of, `(b, h, t, s)`: `FORBIDDEN` where not allowed."""
+    scaled = scores(arrays.accumulate(q) / math.sqrt(q.shape[-1]), k)
     if bias is not None:
-        logits = logits + ops.cast(bias, logits.dtype)
-    return logits if allowed is None else ops.where(allowed, logits, FORBIDDEN)
+        scaled = scaled + ops.cast(bias, scaled.dtype)
+    return scaled if allowed is None else ops.where(allowed, scaled, FORBIDDEN)
 
 
-def _softmax(logits, allowed):
-    weights = ops.softmax(logits)
+def _softmax(scaled, allowed):
+    weights = ops.softmax(scaled)
     return weights if allowed is None else ops.where(allowed, weights, ops.zeros_like(weights))

@@ -32,6 +32,9 @@ class Position(Component):
     - `"bias"`: `bias` returns numbers that are added to the scores. This fits layers that compute
       scores.
 
+    A subclass may set `encodes_keys_alone = True` if what `encode` makes of a key does not depend
+    on the queries and their positions. A stream then encodes each key once, and not at every step.
+
     Positions are int32 tensors of shape `(b, t)`, or `(1, t)` if all examples have the same. They
     count the valid steps from 0, up to 2^31 - 1. Weights made with `add_weight` are float32, or
     float64 under the policy `"float64"`.
@@ -58,6 +61,7 @@ class Position(Component):
     """
 
     kind: Literal["rotation", "encoding", "bias"] | None = None
+    encodes_keys_alone: bool = False
 
     def encode(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor

@@ -43,6 +43,7 @@ class Rotary(Position):
     """
 
     kind: Literal["rotation"] = "rotation"
+    encodes_keys_alone = True
 
     def __init__(self, base: float = 10_000.0, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(**kwargs)

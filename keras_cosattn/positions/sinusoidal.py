@@ -62,6 +62,7 @@ class Sinusoidal(Position):
     """
 
     kind = "encoding"
+    encodes_keys_alone = True
 
     def __init__(self, base: float = 10_000.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -10,7 +10,7 @@ from typing import Any
 from keras import ops
 
 from keras_cosattn.attention import Attention, SoftmaxAttention
-from keras_cosattn.ops import dense, timesteps
+from keras_cosattn.ops import timesteps
 
 
 def initial_cache(layer: SoftmaxAttention, batch_size: Any, steps: int) -> Any:
@@ -47,7 +47,7 @@ def attend(
     Returns:
         The outputs `(b, t, m)` and the new cache.
     """
-    _check_layer(layer)
+    layer = _check_layer(layer)
     q = layer.query_dense(query)
     keys, values = cache[:, 0], cache[:, 1]
     if index is not None:
@@ -59,7 +59,7 @@ def attend(
     q, k, bias = layer._encode_positions(
         q, keys, ops.expand_dims(positions, 0), ops.expand_dims(slots, 0)
     )
-    mixed, _ = dense.attend(q, k, values, allowed, layer._drop(training), bias)
+    mixed = layer._mix_pairs(q, k, values, allowed, bias, training)
     return layer.output_dense(ops.cast(mixed, layer.compute_dtype)), cache
 
 
@@ -117,7 +117,7 @@ def _write(cache, new, index):
     return ops.slice_update(cache, (0, index, 0, 0), ops.cast(new, cache.dtype))
 
 
-def _check_layer(layer):
+def _check_layer(layer: Attention) -> SoftmaxAttention:
     if not isinstance(layer, SoftmaxAttention):
         raise ValueError(
             f"{layer.path} ({type(layer).__name__}) has no cache of keys and values. Its cache is "
@@ -129,3 +129,4 @@ def _check_layer(layer):
             f"{layer.path}: keys and values can share one cache only if they have the same size. "
             f"Received: key_dim={layer.key_dim}, value_dim={layer.value_dim}"
         )
+    return layer
