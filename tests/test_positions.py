@@ -447,7 +447,7 @@ def test_a_stream_encodes_each_key_once(case, cls, rng, monkeypatch):
     layer, one = make(case, position=cls()), keras.Input((None, WIDTH))
     model = keras.Model(one, layer(one, one, use_causal_mask=True))
     x, mask = inputs(rng, 2, 13, WIDTH), rng.random((2, 13)) < 0.7
-    stream = Streaming(model)
+    stream = Streaming(model, run_eagerly=True)
     whole = layer(x, x, query_mask=mask, value_mask=mask, use_causal_mask=True)
     monkeypatch.setattr(cls, "encode", record)
     state, outputs = stream.initial_state(2), []

@@ -25,6 +25,11 @@ class Sizes:
     block: int | None
 
     @property
+    def chunk_of_block(self) -> int | None:
+        """The steps in a chunk of a block. None if a block is one chunk."""
+        return None if self.loops_over_chunks else self.chunk
+
+    @property
     def loops_over_chunks(self) -> bool:
         """Whether a block is one chunk."""
         return self.block is not None and self.block <= self.chunk

@@ -33,7 +33,7 @@ class ChunkSums:
         self.k, self.v, self.count, self.runs = k, v, count, runs
         if runs is None:
             return
-        start = ops.zeros_like(runs[:, :1, :1])
+        start = ops.zeros((ops.shape(runs)[0], 1, 1), "int32")
         if runs.shape[1] == 1:  # the chunk may have no steps
             self.last_runs = ops.max(ops.concatenate([start, runs], axis=2), axis=2)
         else:
@@ -55,19 +55,20 @@ class ChunkSums:
     def around_many_chunks(self, state: State) -> tuple[State, State]:
         """Return the states before each chunk, `(z, h, f, e)`, and after the last."""
         start, like = _flat(state["sums"]), state["sums"]
+        b = ops.shape(like)[0]
         if self.runs is None:
-            new = self._of_chunks()
+            new = self._of_chunks(b)
             before, after = _shift(ops.cumsum(ops.concatenate([start, new], axis=1), axis=1), like)
             return {"sums": before}, {"sums": after}
         ids = ops.concatenate([ops.zeros_like(self.last_runs[:, :1]), self.last_runs], axis=1)
-        new = self._of_chunks(self.last_runs)
+        new = self._of_chunks(b, self.last_runs)
         sums = segmented_cumsum(ops.concatenate([start, new], axis=1), ids)
         before, after = ({"sums": x} for x in _shift(sums, like))
         if "previous" not in state:
             return before, after
         step = ops.expand_dims(self.last_runs - self.found_runs, 2)
         same, is_next = (ops.cast(ops.equal(step, i), sums.dtype) for i in (0, 1))
-        new = self._of_chunks(self.last_runs - 1)
+        new = self._of_chunks(b, self.last_runs - 1)
         new = (new + sums[:, :-1] * is_next) * (1.0 - same)
         previous = ops.concatenate([_flat(state["previous"]), new], axis=1)
         previous = segmented_cumsum(previous, ids)
@@ -82,11 +83,11 @@ class ChunkSums:
             k = k * ops.reshape(chosen, (ops.shape(k)[0], 1, 1, ops.shape(chosen)[2]))
         return ops.matmul(k, self.v)
 
-    def _of_chunks(self, run=None):
+    def _of_chunks(self, b, run=None):
         """Return the same for the chunks of each example, `(b, n, h f e)`."""
         new = self._new(run)
         h, f, e = new.shape[1:]
-        return ops.reshape(new, (ops.shape(new)[0] // self.count, self.count, h * f * e))
+        return ops.reshape(new, (b, self.count, h * f * e))
 
 
 def segmented_cumsum(x: Tensor, ids: Tensor) -> Tensor:

@@ -177,10 +177,11 @@ def _of_any(q, k, v, size, group, mask, segments, state, delta_rule, means):
     unfinished = ops.expand_dims((state["position"] + count) % size, 1)
     unfinished = ops.arange(-length, 0, dtype="int32") >= -unfinished
     k, v = (timesteps.last_valid(x, mask, length) for x in (k, v))
-    return out, {
-        "sums": after,
-        "pending": _write(arrays.zero_masked(k, unfinished), v, after, delta_rule),
-    }
+    pending = _write(arrays.zero_masked(k, unfinished), v, after, delta_rule)
+    if not isinstance(count, int):  # without new steps, not even the rounding changes
+        has_steps = ops.reshape(ops.cast(count, "int32") > 0, (-1, 1, 1, 1))
+        pending = ops.where(has_steps, pending, state["pending"])
+    return out, {"sums": after, "pending": pending}
 
 
 def _where_segments_end(ends, mask, segments, size):

@@ -98,7 +98,7 @@ def cosine_attention(
     if segments is not None:
         xs = {"q": q, "k": k, "v": v, "mask": mask, "offset": q_offset}
         xs = arrays.without_none({**xs, "position": q_offset})
-        step = functools.partial(_causal_step, span=span, chunk_size=steps.chunk)
+        step = functools.partial(_causal_step, span=span, chunk_size=steps.chunk_of_block)
         return both_ways(step, xs, _zero_state(q, k, v), segments, steps.block)[0]
 
     def features(x, offset):
@@ -201,7 +201,7 @@ def causal_cosine_attention(
     elif steps.takes_all(t):
         sums = {}  # one block without a past has nothing to read
     step = functools.partial(
-        _causal_step, span=span, horizon=horizon, chunk_size=steps.chunk, aligned=aligned
+        _causal_step, span=span, horizon=horizon, chunk_size=steps.chunk_of_block, aligned=aligned
     )
     out, state = causal_scan(step, xs, sums, runs, steps.block)
     if segments is None:

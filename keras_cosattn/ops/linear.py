@@ -103,7 +103,7 @@ def linear_attention(
         positions = None if positions is None else positions[0]
         xs = arrays.without_none({"q": q, "k": k, "v": v, "mask": mask, "positions": positions})
         step = functools.partial(
-            _causal_step, features=features, share=share, chunk_size=steps.chunk
+            _causal_step, features=features, share=share, chunk_size=steps.chunk_of_block
         )
         scan = causal_scan if causal else both_ways
         out, after = scan(step, xs, past, segments, steps.block)

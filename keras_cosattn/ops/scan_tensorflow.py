@@ -50,9 +50,11 @@ class _Scan:
         self.leaves = [keras.tree.flatten(nest) for nest in self.nests]
         first = self.leaves[1][0]
         self.length = tf.shape(first)[1] if first.shape[1] is None else first.shape[1]
-        self.count = self.length // size
         known = isinstance(self.length, int)
         self.has_rest = size > 1 and not (known and self.length % size == 0)
+        # If the length is not known, one step at least remains: XNNPACK takes no empty tensors.
+        in_blocks = self.length if known or size == 1 else tf.maximum(self.length - 1, 0)
+        self.count = in_blocks // size
         self.y, self.y_specs = self._learn_outputs()
 
     def __call__(self):
