@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import WHOLE, How, projected
-from support import assert_close, compiled, gradients, layer_weights, pure, traced
+from support import BACKEND, assert_close, compiled, gradients, layer_weights, pure, traced
 from variants import (
     BIDIRECTIONAL,
     CANNOT,
@@ -220,7 +220,8 @@ def test_weights_mix_the_values_to_the_output(case, causal, rng):
     mask = mask_of((13, 6), 13, "left")
     options = {"query_mask": mask, "value_mask": mask, "use_causal_mask": causal}
     outputs, weights = layer(x, x, return_attention_scores=True, **options)
-    assert_close(outputs, layer(x, x, **options), 0)
+    order = 1e-6 if BACKEND == "torch" else 0  # a kernel without weights sums in another order
+    assert_close(outputs, layer(x, x, **options), order)
     assert weights.shape == (2, 6, 13, 13)
     values = np.repeat(np.asarray(layer.value_dense(x)), 2, axis=2)
     mixed = np.einsum("bhts,bshe->bthe", np.asarray(weights), values)
