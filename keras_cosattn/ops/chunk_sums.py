@@ -77,11 +77,11 @@ class ChunkSums:
 
     def _new(self, run=None):
         """Return the sums of each chunk over its steps of `run (b, n)`, `(z, h, f, e)`."""
-        k = ops.swapaxes(self.k, 2, 3)
+        v = self.v
         if run is not None:
-            chosen = ops.cast(ops.equal(self.runs, ops.expand_dims(run, 2)), k.dtype)
-            k = k * ops.reshape(chosen, (ops.shape(k)[0], 1, 1, ops.shape(chosen)[2]))
-        return ops.matmul(k, self.v)
+            chosen = ops.cast(ops.equal(self.runs, ops.expand_dims(run, 2)), v.dtype)
+            v = v * ops.reshape(chosen, (ops.shape(v)[0], 1, ops.shape(chosen)[2], 1))
+        return ops.matmul(ops.swapaxes(self.k, 2, 3), v)
 
     def _of_chunks(self, b, run=None):
         """Return the same for the chunks of each example, `(b, n, h f e)`."""

@@ -36,7 +36,7 @@ def causal_sums(
     expand: Callable[[Tensor, Tensor], Tensor] | None = None,
     offsets: Tensor | None = None,
     reach: int | None = None,
-    kernel: Callable[[Tensor], Tensor] | None = None,
+    kernel: Callable[[Any, Any], Any] | None = None,
     positions: Tensor | None = None,
     runs: Tensor | None = None,
     strict: bool = False,
@@ -65,7 +65,7 @@ def causal_sums(
         offsets: tensor `(b or 1, t)`, the places of the steps in their run.
         reach: number, what the offset grows by in one run. Defaults to `None`: t attends to its own
             run only.
-        kernel: function of the differences of `positions`. Defaults to 1.
+        kernel: function of the positions of rows and columns, which broadcast. Defaults to 1.
         positions: tensor `(b or 1, t)`. Defaults to the number of the step.
         runs: int32 tensor `(b, t)` that never falls, the run of each step, 0 for steps that
             continue the run of the state. Defaults to one run.
@@ -153,7 +153,7 @@ def _read_runs(q_read, q_previous, sums, runs, found_runs, group):
     rows = arrays.tile_rows(rows, group, axis=2)
     own, is_next = (ops.cast(ops.equal(rows, i), q_read.dtype) for i in (0, 1))
     if q_previous is None:
-        return ops.matmul(q_read * own, sums["sums"])
+        return ops.matmul(q_read, sums["sums"]) * own
     return _read(q_read * own + q_previous * is_next, q_previous * own, sums)
 
 
@@ -163,15 +163,15 @@ def _kernel_weights(size, group, kernel, positions, strict, dtype):
     The weights of later steps are zero. A selection would cut a TFLite graph in two.
     """
     step: Any = np.arange(size) if isinstance(size, int) else ops.arange(size, dtype="int32")
-    distance = step[:, None] - step if isinstance(size, int) else ops.expand_dims(step, 1) - step
-    weights = ops.cast(distance > 0 if strict else distance >= 0, dtype)
+    row = step[:, None] if isinstance(size, int) else ops.expand_dims(step, 1)
+    weights = ops.cast(row > step if strict else row >= step, dtype)
     if kernel is not None and positions is None:
-        weights = weights * ops.cast(kernel(distance), dtype)
+        weights = weights * ops.cast(kernel(row, step), dtype)
     weights = arrays.tile_rows(weights, group, axis=0)
     if kernel is None or positions is None:
         return weights
-    row = ops.expand_dims(arrays.tile_rows(positions, group, axis=1), 2)
-    return weights * kernel(ops.expand_dims(row - ops.expand_dims(positions, 1), 1))
+    row = ops.expand_dims(arrays.tile_rows(positions, group, axis=1), (1, 3))
+    return weights * kernel(row, ops.expand_dims(positions, (1, 2)))
 
 
 def _can_attend(runs, group, to_previous):

@@ -11,6 +11,7 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from keras_cosattn.ops import arrays, dense, timesteps
@@ -21,7 +22,7 @@ from keras_cosattn.ops.cosine_features import (
     cos_and_sin_by_series,
     cosine_angles,
     cosine_features,
-    cosine_of_distance,
+    cosine_of_difference,
     per_example,
 )
 from keras_cosattn.ops.full_sums import full_sums
@@ -97,7 +98,7 @@ def cosine_attention(
     steps = sizes(chunk_size, block_size)
     if segments is not None:
         xs = {"q": q, "k": k, "v": v, "mask": mask, "offset": q_offset}
-        xs = arrays.without_none({**xs, "position": q_offset})
+        xs = arrays.without_none(xs if query_mask is None else {**xs, "position": q_offset})
         step = functools.partial(_causal_step, span=span, chunk_size=steps.chunk_of_block)
         return both_ways(step, xs, _zero_state(q, k, v), segments, steps.block)[0]
 
@@ -193,7 +194,7 @@ def causal_cosine_attention(
             steps, aligned = _steps_of_half(steps, horizon // 2)
     k, v, mask = arrays.align_keys(k, v, mask, t, s)
     xs = arrays.without_none({"q": q, "k": k, "v": v, "mask": mask, "offset": offset})
-    if not (query_mask is None and segments is None and isinstance(span, int)):
+    if query_mask is not None or not isinstance(span, int):  # else differences are those of steps
         xs["position"] = position
     sums = _zero_state(q, k, v, horizon)
     if state is not None:
@@ -262,11 +263,16 @@ def _causal_step(
     q = ops.relu(arrays.accumulate(block["q"]))
     k = arrays.zero_masked(ops.relu(arrays.accumulate(block["k"])), mask)
     v = arrays.append_ones(arrays.zero_masked(arrays.accumulate(block["v"]), mask))
-    options: dict[str, Any] = {"kernel": ops.cos}
+
+    def cosine_of_steps(rows, columns):
+        if isinstance(columns, np.ndarray):
+            return np.cos(math.pi / 2 * ((rows - columns) % (4 * span)) / span)
+        return ops.cos(cosine_angles(rows - columns, span, q.dtype))
+
+    options: dict[str, Any] = {"kernel": cosine_of_steps}
     if "position" in block:
+        options["kernel"] = cosine_of_difference
         options["positions"] = cosine_angles(block["position"], span, q.dtype)
-    else:
-        options["kernel"] = lambda distance: cosine_of_distance(distance, span, q.dtype)
     out, state = causal_sums(
         q, k, v, state or None,
         expand=cosine_features,

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -41,11 +40,10 @@ def cosine_angles(position: Tensor, span: Span, dtype: Any) -> Tensor:
     return ops.cast(position, dtype) * (math.pi / 2 / ops.cast(span, dtype))
 
 
-def cosine_of_distance(distance: Any, span: int, dtype: Any) -> Any:
-    """Return `cos(pi/2 distance / span)`: an array for a NumPy array, otherwise a tensor."""
-    if isinstance(distance, np.ndarray):
-        return np.cos(math.pi / 2 * (distance % (4 * span)) / span)
-    return ops.cos(cosine_angles(distance, span, dtype))
+def cosine_of_difference(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the cosine of each difference of two angles, with cosines of the angles alone."""
+    (row_cos, row_sin), (column_cos, column_sin) = cos_and_sin(rows), cos_and_sin(columns)
+    return row_cos * column_cos + row_sin * column_sin
 
 
 def cosine_features(
