@@ -40,8 +40,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-        for name in json.loads(str(arrays.pop(BFLOAT16, "[]"))):
+        for name in json.loads(str(arrays.pop(BFLOAT16))):
             arrays[name] = arrays[name].view("bfloat16")  # Keras makes it known to NumPy
         return arrays, json.loads(str(arrays.pop(MODEL)))
     except (zipfile.BadZipFile, ValueError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a state that `save` wrote, or damaged.") from error
+        raise ValueError(
+            f"{path} is not a state that `save` wrote, or it is damaged, or from an older version "
+            "of this package, whose states have another content."
+        ) from error

@@ -21,6 +21,7 @@ from keras_cosattn import (
     Streaming,
     TransformerDecoder,
     TransformerEncoder,
+    state_file,
 )
 
 EXACT = 1e-5  # float32 sums in another order, through two blocks
@@ -153,6 +154,12 @@ def test_a_damaged_or_foreign_state_is_refused(stream, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"damaged"):
             stream.load(path)
+    path.write_bytes(whole)
+    with np.load(path) as file:
+        older = {name: file[name] for name in file.files if name != state_file.BFLOAT16}
+    np.savez(path, **older)
+    with pytest.raises(ValueError, match=r"from an older version"):
+        stream.load(path)
     other = Streaming(model_of(LinearAttention(4, 5)))
     other.save(other.initial_state(1), path)
     with pytest.raises(ValueError, match=r"not a state of 'sensor'.*linear_attention_0_sums"):
