@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_cosattn.ops import arrays, dense, timesteps
-from keras_cosattn.ops.block_size import Sizes, sizes
+from keras_cosattn.ops.block_size import sizes
 from keras_cosattn.ops.causal_scan import both_ways, causal_scan
 from keras_cosattn.ops.chunked import causal_sums
 from keras_cosattn.ops.cosine_features import (
@@ -24,6 +24,14 @@ from keras_cosattn.ops.cosine_features import (
     cosine_features,
     cosine_of_difference,
     per_example,
+)
+from keras_cosattn.ops.cosine_steps import (
+    check_length,
+    clip_positions,
+    half_runs,
+    in_half,
+    longest,
+    steps_of_half,
 )
 from keras_cosattn.ops.full_sums import full_sums
 
@@ -88,13 +96,13 @@ def cosine_attention(
     arrays.group_size(q, k)
     t, s = lengths or (ops.shape(q)[1], ops.shape(k)[1])
     segments = timesteps.segment_numbers(segment_ids)
-    _check_length(max_length, segments, (t, query_mask), (s, mask))
+    check_length(max_length, segments, (t, query_mask), (s, mask))
     if segments is not None and max_length is None:
         raise ValueError("Packed sequences (`segment_ids`) need `max_length`: M may not depend on "
                          "the other segments. Received: max_length=None")  # fmt: skip
-    span = _longest(t, s, query_mask, mask) if max_length is None else max_length
-    q_offset = _clip_positions(max_length, timesteps.positions(t, query_mask, segments))
-    k_offset = _clip_positions(max_length, timesteps.positions(s, mask, segments))
+    span = longest(t, s, query_mask, mask) if max_length is None else max_length
+    q_offset = clip_positions(max_length, timesteps.positions(t, query_mask, segments))
+    k_offset = clip_positions(max_length, timesteps.positions(s, mask, segments))
     steps = sizes(chunk_size, block_size)
     if segments is not None:
         xs = {"q": q, "k": k, "v": v, "mask": mask, "offset": q_offset}
@@ -179,19 +187,19 @@ def causal_cosine_attention(
     t, s = lengths or (ops.shape(q)[1], ops.shape(k)[1])
     segments = timesteps.segment_numbers(segment_ids)
     if state is None:
-        _check_length(max_length, segments, (t, query_mask))
-    span = max_length or horizon or _longest(t, s, query_mask, mask)
+        check_length(max_length, segments, (t, query_mask))
+    span = max_length or horizon or longest(t, s, query_mask, mask)
     start = None if state is None else state["position"]
     count = timesteps.count_valid(t, query_mask, segments, start)
-    position = _clip_positions(max_length, ops.maximum(count - 1, 0))
+    position = clip_positions(max_length, ops.maximum(count - 1, 0))
 
     steps, runs, offset, aligned = sizes(chunk_size, block_size), segments, position, False
     if horizon is not None:
         half = ops.floor_divide(position, horizon // 2)
-        runs = _half_runs(half, segments, ops.shape(k)[0])
+        runs = half_runs(half, segments, ops.shape(k)[0])
         offset = position - half * (horizon // 2)
         if state is None and query_mask is None and segments is None:
-            steps, aligned = _steps_of_half(steps, horizon // 2)
+            steps, aligned = steps_of_half(steps, horizon // 2)
     k, v, mask = arrays.align_keys(k, v, mask, t, s)
     xs = arrays.without_none({"q": q, "k": k, "v": v, "mask": mask, "offset": offset})
     if query_mask is not None or not isinstance(span, int):  # else differences are those of steps
@@ -210,7 +218,7 @@ def causal_cosine_attention(
         count_read = timesteps.wrap(timesteps.advance(start, t, query_mask), 1)
     else:
         count_read = count[:, -1]
-    position = count_read if horizon is None else _in_half(count_read, horizon // 2)
+    position = count_read if horizon is None else in_half(count_read, horizon // 2)
     return out, {**state, "position": position}
 
 
@@ -241,10 +249,10 @@ def cosine_weights(
     allowed = timesteps.pair_mask(
         t, s, query_mask=query_mask, key_mask=mask, segments=segments, causal=causal
     )
-    span = max_length or horizon or _longest(t, s, query_mask, mask)
+    span = max_length or horizon or longest(t, s, query_mask, mask)
     span = per_example(span)
-    q_position = _clip_positions(max_length, timesteps.positions(t, query_mask, segments))
-    k_position = _clip_positions(max_length, timesteps.positions(s, mask, segments))
+    q_position = clip_positions(max_length, timesteps.positions(t, query_mask, segments))
+    k_position = clip_positions(max_length, timesteps.positions(s, mask, segments))
     q_position = ops.expand_dims(q_position, (1, 3))
     k_position = ops.expand_dims(k_position, (1, 2))
     if horizon is not None:
@@ -289,55 +297,3 @@ def _zero_state(q, k, v, horizon=None):
     dtype = arrays.accumulate(q[:0]).dtype
     zeros = ops.zeros((ops.shape(k)[0], h, 2 * d, v.shape[3] + 1), dtype)
     return {"sums": zeros} if horizon is None else {"sums": zeros, "previous": zeros}
-
-
-def _steps_of_half(steps: Sizes, half: int) -> tuple[Sizes, bool]:
-    """Return sizes of chunks that end where half-horizons end, and whether there are such sizes."""
-    chunk = min(steps.chunk, half)
-    aligned = next(size for size in range(chunk, 0, -1) if half % size == 0)
-    if 2 * aligned < chunk:
-        return steps, False
-    is_one = steps.block == steps.chunk
-    return Sizes(aligned, aligned if is_one else steps.block), True
-
-
-def _check_length(max_length, segments, *sides):
-    """Raise ValueError if a side, `(steps, mask)`, is known to have too many valid steps."""
-    known = [n for n, mask in sides if isinstance(n, int) and mask is None and segments is None]
-    if max_length is not None and max(known, default=0) > max_length:
-        raise ValueError(
-            f"The sequence has {max(known)} steps, but max_length={max_length}. Beyond it the "
-            "cosine is negative. Build the layer with a larger `max_length`, or for causal "
-            "input without end with `horizon` instead."
-        )
-
-
-def _in_half(count, half):
-    """Return `count (b,)` without the half-horizons that ended before the last step."""
-    return count - ops.maximum(count - 1, 0) // half * half
-
-
-def _clip_positions(max_length, position):
-    """Return positions of at most `max_length - 1`, which all steps beyond share."""
-    return position if max_length is None else ops.minimum(position, max_length - 1)
-
-
-def _longest(t, s, query_mask, mask):
-    """Return M of the paper's code, the larger number of valid queries or keys.
-
-    It is an integer, or an integer tensor `(b, 1)`.
-    """
-    if query_mask is None and mask is None and isinstance(t, int) and isinstance(s, int):
-        return max(t, s)
-    queries = t if query_mask is None else ops.sum(ops.cast(query_mask, "int32"), 1, keepdims=True)
-    keys = s if mask is None else ops.sum(ops.cast(mask, "int32"), 1, keepdims=True)
-    return ops.maximum(ops.maximum(queries, keys), 1)
-
-
-def _half_runs(half, segments, b):
-    """Return runs that rise by 1 with each half-horizon and by 2 with each segment."""
-    if segments is None:
-        return ops.broadcast_to(half, (b, ops.shape(half)[1]))
-    changed = ops.not_equal(segments[:, 1:], segments[:, :-1])
-    rise = ops.where(changed, 2, half[:, 1:] - half[:, :-1])
-    return ops.cumsum(ops.concatenate([half[:, :1], rise], axis=1), axis=1)
