@@ -18,7 +18,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from measure import process, report, results, run
+from measure import command, process, report, results, run
 from measure.cells import OURS, Row
 
 ROWS = [
@@ -52,15 +52,10 @@ def arguments_of(line=None):
     add("--rows", nargs="+", help="names of rows, such as cosformer")
     add("--sides", nargs="+", choices=[*OURS, "torch"], default=[*OURS, "torch"])
     add("--block-size", type=int, help="of our causal operations; theirs if not given")
-    add("--repeats", type=int, default=5)
-    add("--seconds", type=float, default=120.0, help="of a first call, before it is given up")
+    command.add_options(add, seconds=120.0, quick="one short length, two small heads")
     add("--no-peak", action="store_true", help="leave out peak memory, most of the processes")
     add("--torch-python", help="a Python with PyTorch, instead of that in `.peers/`")
-    add("--seed", type=int, default=0)
     add("--cpu", action="store_true", help="on the CPU, to see that the program works")
-    add("--fresh", action="store_true", help="forget finished cells")
-    add("--quick", action="store_true", help="one short length, two small heads")
-    add("--output", type=pathlib.Path, default=results.FOLDER, help="folder of the results")
     found = parser.parse_args(line)
     if found.quick:
         found.lengths, found.heads, found.repeats = [256], [(2, 16)], 3
@@ -144,13 +139,9 @@ def main():
     for cell in cells:
         if cell not in measured and not store.done(cell.key):
             store.put(cell.key, status=NO_GPU)
-    try:
-        run.measure(measured, store, this_run, settings)
-    except run.DifferentValuesError as error:
-        sys.exit(f"error: {error}")
-    finally:
-        write(arguments, cells, store, path)
-    print(f"written: {path.with_suffix('.md').name} and .json in {path.parent.name}/")
+    command.measure_and_write(
+        measured, store, this_run, settings, lambda: write(arguments, cells, store, path), path
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from measure import cells as tables
-from measure import plot, report, results, run
+from measure import command, plot, report, results, run
 
 SLOW_FIT = 65_536
 
@@ -43,16 +43,10 @@ def arguments_of(line=None):
     add("--heads", type=int, default=8)
     add("--size", type=int, default=64, help="of a head")
     add("--fit-length", type=int, default=SLOW_FIT)
-    add("--repeats", type=int, default=5)
-    add("--seconds", type=float, default=120.0, help="of a first call, before it is given up")
-    add("--memory", type=float, help="GiB that a worker may hold; 0.8 of what is available")
-    add("--seed", type=int, default=0)
+    command.add_options(add, seconds=120.0, quick="a few small cells, in about a minute")
+    command.add_memory_options(add)
     add("--no-peak", action="store_true", help="leave out peak memory, most of the processes")
     add("--keep-memory", action="store_true", help="tell glibc to keep freed memory")
-    add("--fresh", action="store_true", help="forget finished cells")
-    add("--retry", action="store_true", help="try again what ran out of time or memory")
-    add("--quick", action="store_true", help="a few small cells, in about a minute")
-    add("--output", type=pathlib.Path, default=results.FOLDER, help="folder of the results")
     found = parser.parse_args(line)
     if found.quick:
         found.lengths, found.fit_length, found.heads, found.size = [256], 256, 2, 16
@@ -193,13 +187,9 @@ def main():
         "keeps memory" if arguments.keep_memory else os.environ.get("GLIBC_TUNABLES", "as it is")
     )
     this_run = store.begin(arguments.seed, **settings.said, glibc=glibc)
-    try:
-        run.measure(cells, store, this_run, settings)
-    except run.DifferentValuesError as error:
-        sys.exit(f"error: {error}")
-    finally:
-        write(arguments, cells, store, path)
-    print(f"written: {path.with_suffix('.md').name}, .json and .png in {path.parent.name}/")
+    command.measure_and_write(
+        cells, store, this_run, settings, lambda: write(arguments, cells, store, path), path
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from measure import report, results, run
+from measure import command, report, results, run
 from measure.cells import SIDES, Row
 
 BYTES = 1024
@@ -52,14 +52,8 @@ def arguments_of(line=None):
     add("--hidden", type=int, default=1024)
     add("--blocks", type=int, default=4)
     add("--steps", type=int, default=2, help="of one fit")
-    add("--repeats", type=int, default=5)
-    add("--seconds", type=float, default=300.0, help="of a first fit, before it is given up")
-    add("--memory", type=float, help="GiB that a worker may hold; 0.8 of what is available")
-    add("--seed", type=int, default=0)
-    add("--fresh", action="store_true", help="forget finished cells")
-    add("--retry", action="store_true", help="try again what ran out of time or memory")
-    add("--quick", action="store_true", help="one short length, a narrow model")
-    add("--output", type=pathlib.Path, default=results.FOLDER, help="folder of the results")
+    command.add_options(add, seconds=300.0, quick="one short length, a narrow model")
+    command.add_memory_options(add)
     found = parser.parse_args(line)
     if found.quick:
         found.lengths, found.size, found.hidden, found.blocks = [128], 8, 64, 1
@@ -156,13 +150,9 @@ def main():
     if arguments.retry:
         store.forget_failures([cell.key for cell in cells], ran_out=True)
     this_run = store.begin(arguments.seed, **settings.said)
-    try:
-        run.measure(cells, store, this_run, settings)
-    except run.DifferentValuesError as error:
-        sys.exit(f"error: {error}")
-    finally:
-        write(arguments, cells, store, path)
-    print(f"written: {path.with_suffix('.md').name} and .json in {path.parent.name}/")
+    command.measure_and_write(
+        cells, store, this_run, settings, lambda: write(arguments, cells, store, path), path
+    )
 
 
 if __name__ == "__main__":
