@@ -12,10 +12,11 @@ from keras_cosattn import (
     LinearAttention,
     PerformerAttention,
     RecurrentMemoryAttention,
+    SegmentedAttention,
     TransformerDecoder,
 )
 from keras_cosattn.ops import block_size
-from keras_cosattn.positions import Rotary
+from keras_cosattn.positions import Rotary, T5Bias, TransformerXL
 
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX has no other form than jit")
 
@@ -32,6 +33,15 @@ LAYERS = {
     "random features": lambda: PerformerAttention(2, 3, num_random_features=8, seed=1, **SMALL),
     "memory": lambda: CompressiveMemoryAttention(2, 3, segment_length=8),
     "delta rule": lambda: CompressiveMemoryAttention(2, 3, segment_length=8, delta_rule=True),
+    "windows": lambda: SegmentedAttention(
+        4, 4, num_key_value_heads=2, segment_length=4, look_back=1, position=T5Bias(), block_size=8
+    ),
+    "summaries": lambda: SegmentedAttention(
+        2, 3, segment_length=4, summaries="attention", block_size=12
+    ),
+    "window of a memory": lambda: RecurrentMemoryAttention(
+        2, 4, segment_length=4, memory_length=4, position=TransformerXL(), block_size=8
+    ),
     "tokens": lambda: RecurrentMemoryAttention(2, 3, segment_length=8, num_memory_tokens=2),
 }
 CALLS = {
@@ -114,6 +124,49 @@ def test_any_sizes_give_the_same(name, call):
         assert_close(actual_slopes[0], slopes[0])
 
 
+@pytest.mark.parametrize("name", ["windows", "summaries", "window of a memory"])
+@pytest.mark.parametrize("call", [*CALLS, "both ways"])
+def test_windows_in_a_loop_and_at_once_give_the_same(name, call):
+    (x, g), layer = example(), LAYERS[name]()
+    layer.build(x.shape, x.shape)
+    options = CALLS.get(call, {})
+    if call == "both ways" and "both ways" in layer.cannot:
+        pytest.skip(f"{name}: {layer.cannot['both ways']}")
+
+    def run(x):
+        return layer(x, x, use_causal_mask=call != "both ways", **options)
+
+    layer.block_size = None
+    value, slopes = value_and_gradients(run, g, x)
+    for size in (3, 16, 100):
+        layer.block_size = size
+        actual, actual_slopes = value_and_gradients(run, g, x)
+        assert_close(actual, value)
+        assert_close(actual_slopes[0], slopes[0])
+
+
+def test_dropout_drops_the_same_weights_in_both_passes():
+    """The gradient of a loop would draw others, so all steps are computed at once."""
+    import tensorflow as tf
+
+    x, g = example()
+    layer = SegmentedAttention(2, 3, segment_length=4, dropout=0.5, block_size=8, seed=1)
+    layer.build(x.shape, x.shape)
+    seed = layer.dropout_layer.seed_generator.state
+
+    @tf.function
+    def total(x):
+        seed.assign(tf.zeros_like(seed))
+        return tf.reduce_sum(layer(x, x, use_causal_mask=True, training=True) * g)
+
+    with tf.GradientTape() as tape:
+        tape.watch(x := tf.constant(x))
+        there = total(x)
+    slope = tape.gradient(there, x)
+    along = tf.random.stateless_normal(x.shape, seed=(1, 2)) * 1e-2
+    assert_close(total(x + along) - total(x - along), 2 * tf.reduce_sum(slope * along), 1e-3)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_graph_of_a_layer_does_not_grow_with_the_length(name):
     import tensorflow as tf
@@ -126,7 +179,9 @@ def test_the_graph_of_a_layer_does_not_grow_with_the_length(name):
     def count_nodes(length):
         spec = tf.TensorSpec((1, length, WIDTH))
         run = tf.function(lambda x: layer(x, x, use_causal_mask=True), autograph=False)
-        return len(run.get_concrete_function(spec).graph.as_graph_def().node)
+        nodes = run.get_concrete_function(spec).graph.as_graph_def().node
+        # TensorFlow makes a constant of zeros that are few, and fills a tensor if they are many.
+        return sum(node.op not in ("Const", "Fill") for node in nodes)
 
     assert count_nodes(1_024) == count_nodes(65_536)
 
@@ -135,8 +190,11 @@ def test_the_sizes_of_a_device_and_those_that_are_given():
     assert block_size.sizes() == block_size.Sizes(128, 128)
     assert block_size.sizes(32) == block_size.Sizes(32, 32)
     assert block_size.sizes(32, 256) == block_size.Sizes(32, 256)
+    assert block_size.windows_at_once(None, 4) is None
+    assert block_size.windows_at_once(6, 4) == 8
     with block_size.all_at_once():
         assert block_size.sizes(None, 256) == block_size.Sizes(64, None)
+        assert block_size.windows_at_once(6, 4) is None
 
 
 def test_a_block_trains_in_a_loop_without_xla_and_with_it():

@@ -240,3 +240,22 @@ def test_second_derivatives_are_right(jit):
     steps = [(slope(x + h * d) - slope(x - h * d)).sum() / (2 * h) for d in np.eye(6)]
     expected = np.array(steps)[None, :, None]
     assert_close(curvature(tf.constant(x[None, :, None], "float32")), expected)
+
+
+def test_a_tensor_that_is_given_twice_has_the_gradients_of_both(rng):
+    def twice(x):
+        def add(state, block, constants):
+            return state, block["a"] * constants["a"] + block["b"] * constants["b"] ** 2
+
+        mean = ops.mean(x, axis=1, keepdims=True)
+        constants = {"a": mean, "b": mean}
+        return block_scan(add, ops.zeros((2,)), {"a": x, "b": x}, BLOCK, constants)[1]
+
+    def at_once(x):
+        mean = ops.mean(x, axis=1, keepdims=True)
+        return x * mean + x * mean**2
+
+    x, g = (rng.normal(size=(2, 9, WIDTH)).astype("float32") for _ in range(2))
+    found, expected = (value_and_gradients(compiled(f), g, x) for f in (twice, at_once))
+    assert_close(found[0], expected[0])
+    assert_close(found[1][0], expected[1][0])

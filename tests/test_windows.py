@@ -7,7 +7,7 @@ import references
 from references import How
 from support import assert_close, compiled, compiled_on_jax, value_and_gradients
 
-from keras_cosattn.ops import timesteps, windows
+from keras_cosattn.ops import block_attention, timesteps, windows
 
 B, HEADS, SHARED, D, E = 2, 4, 2, 5, 3
 
@@ -39,6 +39,9 @@ every_window = pytest.mark.parametrize("window", WINDOWS, ids=str)
 both_ways = pytest.mark.parametrize("causal", [False, True])
 
 
+at_once_and_in_a_loop = pytest.mark.parametrize("block_size", [None, 6])
+
+
 def options(window, causal):
     size, look_back, look_ahead = window
     return {"size": size, "look_back": look_back, "look_ahead": look_ahead, "causal": causal}
@@ -46,10 +49,11 @@ def options(window, causal):
 
 @every_window
 @both_ways
+@at_once_and_in_a_loop
 @pytest.mark.parametrize(("t", "s"), [(1, 1), (3, 3), (13, 13), (3, 17), (17, 3)])
-def test_a_window_equals_a_dense_mask(window, causal, t, s, rng):
+def test_a_window_equals_a_dense_mask(window, causal, block_size, t, s, rng):
     q, k, v = arrays(rng, t, s)
-    out, state = windows.window_attention(q, k, v, **options(window, causal))
+    out, state = windows.window_attention(q, k, v, block_size=block_size, **options(window, causal))
     assert state is None
     assert_close(out, dense(q, k, v, in_windows(t, s, *window, How(causal=causal))))
 
@@ -178,7 +182,8 @@ def test_gradients_are_those_of_the_dense_form(causal, packed, t, rng):
 @both_ways
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_any_length_runs_in_one_graph(causal, jit, packed, rng):
+@at_once_and_in_a_loop
+def test_any_length_runs_in_one_graph(causal, jit, packed, block_size, rng):
     import tensorflow as tf
 
     spec = [tf.TensorSpec((None, None, *x.shape[2:]), "float32") for x in arrays(rng, 2)] + [
@@ -188,7 +193,9 @@ def test_any_length_runs_in_one_graph(causal, jit, packed, rng):
     @tf.function(input_signature=spec, jit_compile=jit)
     def run(q, k, v, ids):
         segments = timesteps.segment_numbers(ids) if packed else None
-        return windows.window_attention(q, k, v, segments=segments, **options((4, 3, 2), causal))[0]
+        return windows.window_attention(
+            q, k, v, segments=segments, block_size=block_size, **options((4, 3, 2), causal)
+        )[0]
 
     for t in (1, 3, 4, 13):
         q, k, v = arrays(rng, t)
@@ -198,7 +205,8 @@ def test_any_length_runs_in_one_graph(causal, jit, packed, rng):
 
 
 @pytest.mark.parametrize("t", [3, 13])
-def test_blocks_take_any_rule(t, rng):
+@at_once_and_in_a_loop
+def test_blocks_take_any_rule(t, block_size, rng):
     """Sorted buckets: a query sees the keys of its own bucket, in its block and the two beside."""
     q, k, v = arrays(rng, t)
     bucket = np.sort(rng.integers(0, 6, (B, t)), axis=1).astype("int32")
@@ -207,10 +215,10 @@ def test_blocks_take_any_rule(t, rng):
         return np.pad(x, [(0, 0), (4, 0)] + [(0, 0)] * (x.ndim - 2), constant_values=-1)
 
     out = compiled_on_jax(
-        lambda q, k, v: windows.attend_in_blocks(
+        lambda q, k, v: block_attention.attend_in_blocks(
             q, k, v, {"bucket": bucket}, {"bucket": padded(bucket)},
             lambda q, k: keras.ops.equal(q["bucket"], k["bucket"]),
-            size=4, before=1, after=1,
+            size=4, before=1, after=1, block_size=block_size,
         )
     )(q, padded(k), padded(v))  # fmt: skip
     block = np.arange(t) // 4

@@ -239,8 +239,10 @@ class Attention(HeadProjections):
         raise NotImplementedError(f"{type(self).__name__} must fill in `_attend_in_stream`.")
 
     def _drop(self, training):
-        """The dropout of weights, as a function. The weights keep their dtype."""
-        return lambda weights: self.dropout_layer(weights, training=training)
+        """The dropout of weights, as a function that keeps their dtype. `None` if nothing drops."""
+        if not training or self.dropout == 0:
+            return None
+        return lambda weights: self.dropout_layer(weights, training=True)
 
     def _encode_positions(self, q, k, q_positions, k_positions):
         """Queries and keys with their positions `(b or 1, t)`, `(b or 1, s)` in them; the bias."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
-from keras_cosattn.attention.arguments import not_negative, positive
+from keras_cosattn.attention.arguments import not_negative, optional, positive
 from keras_cosattn.attention.base import Attention
 from keras_cosattn.ops import arrays, dense, timesteps
 from keras_cosattn.ops.memory_tokens import read_tokens, tokens_of_segments
@@ -62,6 +62,10 @@ class RecurrentMemoryAttention(Attention):
             Defaults to `64`.
         num_memory_tokens: Integer, r. With tokens the layer's output must be as wide as its
             input. Defaults to `0`, no tokens.
+        block_size: Integer, the number of steps whose weights are in memory at once, rounded up to
+            whole segments. A loop then goes over the sequence, slower and in less memory.
+            With `None`, and in training with dropout, all steps are computed at once. Defaults to
+            `None`.
         **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads` and
             `seed`.
 
@@ -93,12 +97,14 @@ class RecurrentMemoryAttention(Attention):
         segment_length: int = 64,
         memory_length: int = 64,
         num_memory_tokens: int = 0,
+        block_size: int | None = None,
         **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         self.segment_length = positive("segment_length", segment_length)
         self.memory_length = not_negative("memory_length", memory_length)
         self.num_memory_tokens = not_negative("num_memory_tokens", num_memory_tokens)
+        self.block_size = optional(positive, "block_size", block_size)
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)
@@ -201,6 +207,7 @@ class RecurrentMemoryAttention(Attention):
             memory=memory,
             encode_positions=self._encode_positions,
             dropout=self._drop(training),
+            block_size=self.block_size,
             **options,
         )
 
@@ -258,6 +265,7 @@ class RecurrentMemoryAttention(Attention):
             "segment_length": self.segment_length,
             "memory_length": self.memory_length,
             "num_memory_tokens": self.num_memory_tokens,
+            "block_size": self.block_size,
         }
 
 

@@ -60,6 +60,10 @@ class SegmentedAttention(Attention):
         max_length: Integer, the number of steps that a stream with `summaries` can hold. With
             `None` the layer cannot stream with them. Without `summaries` a stream has no end, and
             `max_length` must be `None`. Whole sequences may have any length. Defaults to `None`.
+        block_size: Integer, the number of steps whose weights are in memory at once, rounded up to
+            whole segments. A loop then goes over the sequence, slower and in less memory.
+            With `None`, and in training with dropout, all steps are computed at once. Defaults to
+            `None`.
         **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads` and
             `seed`.
 
@@ -98,6 +102,7 @@ class SegmentedAttention(Attention):
         look_back: int = 0,
         summaries: Literal["mean", "attention"] | None = None,
         max_length: int | None = None,
+        block_size: int | None = None,
         **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
@@ -114,6 +119,7 @@ class SegmentedAttention(Attention):
         self.look_back = not_negative("look_back", look_back)
         self.summaries = summaries
         self.max_length = optional(positive, "max_length", max_length)
+        self.block_size = optional(positive, "block_size", block_size)
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)
@@ -185,6 +191,7 @@ class SegmentedAttention(Attention):
             look_ahead=reach,
             encode_positions=None if self.position is None else self._encode_positions,
             dropout=self._drop(training),
+            block_size=self.block_size,
             **options,
         )
 
@@ -195,4 +202,5 @@ class SegmentedAttention(Attention):
             "look_back": self.look_back,
             "summaries": self.summaries,
             "max_length": self.max_length,
+            "block_size": self.block_size,
         }

@@ -55,7 +55,7 @@ class SoftmaxAttention(CachedAttention):
     def _attend(self, q, k, v, layout, training, return_weights):
         q, k, bias = self._encode_positions(q, k, layout.query_positions, layout.key_positions)
         k, v = arrays.zero_masked(k, layout.key_mask), arrays.zero_masked(v, layout.key_mask)
-        no_weights = not (return_weights or self._drops(training))
+        no_weights = not return_weights and self._drop(training) is None
         causal = no_weights and layout.only_causal and self.sliding_window is None
         allowed = None
         if not causal:
@@ -80,8 +80,9 @@ class SoftmaxAttention(CachedAttention):
 
     def _mix_pairs(self, q, k, v, allowed, bias, training, causal=False, may_see_nothing=True):
         """Mix the values of the allowed pairs, `(b, t, h, e)`."""
-        if self._drops(training):
-            return dense.attend(q, k, v, allowed, self._drop(training), bias)[0]
+        dropout = self._drop(training)
+        if dropout is not None:
+            return dense.attend(q, k, v, allowed, dropout, bias)[0]
         return fused.attend(
             q,
             k,
@@ -92,9 +93,6 @@ class SoftmaxAttention(CachedAttention):
             may_see_nothing=may_see_nothing,
             flash_attention=self.flash_attention,
         )
-
-    def _drops(self, training):
-        return training and self.dropout > 0
 
     def _within_window(self, allowed, q_positions, k_positions):
         """The mask `allowed`, `(b or 1, 1 or h, t, s)` or None, within `sliding_window`."""

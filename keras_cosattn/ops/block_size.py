@@ -78,6 +78,21 @@ def sizes(chunk_size: int | None = None, block_size: int | None = None) -> Sizes
     return Sizes(chunk, block_size or chunk)
 
 
+def windows_at_once(block_size: int | None, window: int) -> int | None:
+    """Return how many steps softmax attention in windows takes at once. None stands for all.
+
+    Unlike the sums, all at once is the default on every device. `benchmarks/formulations.py`
+    measures both: the loop is slower, mostly in the gradient, and needs less memory.
+
+    Args:
+        block_size: int, the number of steps that the user asks for.
+        window: int, the number of steps in a window, of which the result is a multiple.
+    """
+    if block_size is None or _all_at_once.get():
+        return None
+    return -(-block_size // window) * window
+
+
 @functools.cache
 def _has_accelerator(backend: str) -> bool:
     if backend == "tensorflow":

@@ -18,7 +18,7 @@ from typing import Any
 from keras import ops
 
 from keras_cosattn.ops import arrays, timesteps
-from keras_cosattn.ops.windows import attend_in_blocks
+from keras_cosattn.ops.block_attention import attend_in_blocks
 
 Tensor = Any
 
@@ -81,11 +81,11 @@ def bucket_attention(
         first = rounds[r]
         for i in reversed(range(r)):
             first = ops.where(_near(q[f"code_{i}"], k[f"code_{i}"]), rounds[i], first)
-        allowed = first == q["round"]  # a pair counts in the first round that allows it
+        allowed = ops.equal(first, q["round"])  # a pair counts in the first round that allows it
         return ops.logical_and(allowed, k["position"] <= q["position"]) if causal else allowed
 
     def own_last(q, k, q_positions, k_positions):
-        own = ops.expand_dims(q_positions, 2) == ops.expand_dims(k_positions, 1)
+        own = ops.equal(ops.expand_dims(q_positions, 2), ops.expand_dims(k_positions, 1))
         return q, k, ops.expand_dims(ops.where(own, LAST_SCORE, 0.0), 1)
 
     mixed, totals = attend_in_blocks(
@@ -140,8 +140,8 @@ def can_attend_in_cache(
     for i in range(q_bucket.shape[3]):
         q = [ops.expand_dims(_heads_first(x, i), 3) for x in (q_bucket, q_chunk)]
         k = [ops.expand_dims(_heads_first(x, i), 2) for x in (k_bucket, k_chunk)]
-        near = ops.logical_or(q[1] == k[1], q[1] == k[1] + 1)
-        near = ops.logical_and(near, q[0] == k[0])
+        near = ops.logical_or(ops.equal(q[1], k[1]), ops.equal(q[1], k[1] + 1))
+        near = ops.logical_and(near, ops.equal(q[0], k[0]))
         allowed = near if allowed is None else ops.logical_or(allowed, near)
     return allowed
 
@@ -213,7 +213,7 @@ def _merge(parts):
 
 def _near(q_code, k_code):
     """Return whether a key is in the chunk of the query or in the one before."""
-    near = ops.logical_or(q_code == k_code, q_code == k_code + 1)
+    near = ops.logical_or(ops.equal(q_code, k_code), ops.equal(q_code, k_code + 1))
     return ops.logical_and(near, k_code > 0)
 
 

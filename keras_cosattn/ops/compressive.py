@@ -206,10 +206,11 @@ def _where_segments_end(ends, mask, segments, size):
     index = ops.reshape(ops.arange(-(-t // size) * size, dtype="int32"), (1, -1, size))
     end = ops.sum(ops.where(ends, index, 0), axis=2)
     end_run = ops.sum(ops.where(ends, runs + 1, 0), axis=2) - 1  # -1 where none ends
-    flags = ops.stack([last == found_run, end_run == found_run, end_run == last], axis=2)
+    pairs = (last, found_run), (end_run, found_run), (end_run, last)
+    flags = ops.stack([ops.equal(*pair) for pair in pairs], axis=2)
     after_end = index > ops.expand_dims(end, 2)
-    reads_finished = ops.logical_and(after_end, runs == ops.expand_dims(end_run, 2))
-    reads_found = runs == ops.expand_dims(found_run, 2)
+    reads_finished = ops.logical_and(after_end, ops.equal(runs, ops.expand_dims(end_run, 2)))
+    reads_found = ops.equal(runs, ops.expand_dims(found_run, 2))
     reads_found = ops.logical_and(reads_found, ops.logical_not(reads_finished))
     return end, flags, None if segments is None else found_run, reads_found, reads_finished
 

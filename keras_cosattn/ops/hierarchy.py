@@ -50,7 +50,8 @@ def given_units(valid: Tensor, numbers: Tensor, size: int, capacity: int | Tenso
     steps = ops.expand_dims(first, 2) + ops.arange(size, dtype="int32")
     steps = ops.reshape(steps, (-1, capacity * size))
     rank = ops.repeat(ops.arange(capacity, dtype="int32"), size)
-    held = timesteps.take_steps(arrays.fit_length(of + 1, n + size), steps) == rank + 1
+    held = timesteps.take_steps(arrays.fit_length(of + 1, n + size), steps)
+    held = ops.equal(held, rank + 1)
     held = ops.logical_and(held, timesteps.take_steps(arrays.fit_length(valid, n + size), steps))
     held = ops.reshape(held, (-1, size))
     return Units(size, ops.shape(valid)[0], capacity, held, of, steps)
@@ -124,7 +125,7 @@ def spread(
         y = ops.concatenate([ops.zeros_like(y[:, :1]), y[:, :-1]], axis=1)
         if segments is not None:
             before = ops.concatenate([segments[:, :1], segments[:, :-1]], axis=1)
-            y = arrays.zero_masked(y, segments == before)
+            y = arrays.zero_masked(y, ops.equal(segments, before))
     if units.of is None:
         return ops.repeat(y, units.size, axis=1)[:, :n]
     return timesteps.take_steps(y, ops.clip(units.of, 0, units.count - 1))

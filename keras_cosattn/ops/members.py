@@ -10,8 +10,8 @@ from typing import Any
 from keras import ops
 
 from keras_cosattn.ops import arrays, timesteps
+from keras_cosattn.ops.block_attention import attend_in_blocks
 from keras_cosattn.ops.buckets import rows_of_heads, take_rows
-from keras_cosattn.ops.windows import attend_in_blocks
 
 Tensor = Any
 
@@ -57,7 +57,7 @@ def member_attention(
     steps = {"group": group, "index": order}
 
     def can_attend(q, k):
-        same = ops.logical_and(q["group"] == k["group"], k["group"] > 0)
+        same = ops.logical_and(ops.equal(q["group"], k["group"]), k["group"] > 0)
         return ops.logical_and(same, k["index"] <= q["index"]) if causal else same
 
     reach = 0 if segments is None else 1

@@ -143,6 +143,7 @@ class _Scan:
         import tensorflow as tf
 
         state, xs, constants = leaves
+        constants = [tf.identity(x) for x in constants]  # one tensor can be there twice
         floats = [[x.dtype.is_floating for x in leaves] for leaves in (state, xs, constants)]
         y_floats = [x.dtype.is_floating for x in self.y_specs]
 

@@ -106,7 +106,7 @@ def _summaries_of_packed(k, v, mask, segments, size, summarise):
     full = t + size
     segments = ops.where(valid, segments, -1)
     later = arrays.fit_length(segments + 1, full)[:, size:]  # 0 for a missing step
-    longer = ops.logical_or(position >= size, later == segments + 1)
+    longer = ops.logical_or(position >= size, ops.equal(later, segments + 1))
     begins = ops.logical_and(ops.logical_and(valid, position % size == 0), longer)
     m = -(-2 * t // size)
     first = ops.sort(ops.where(begins, step, t), axis=1)
@@ -117,7 +117,7 @@ def _summaries_of_packed(k, v, mask, segments, size, summarise):
         for x in (k, v, valid, segments, position)
     )
     of_first = ops.repeat(segments[:, ::size], size, axis=1)
-    valid = ops.logical_and(valid, segments == of_first)
+    valid = ops.logical_and(valid, ops.equal(segments, of_first))
     summaries = _describe(k, v, valid, first, position[:, ::size], size, summarise)
     return {**summaries, "segment": segments[:, ::size]}
 
