@@ -259,3 +259,17 @@ def test_a_tensor_that_is_given_twice_has_the_gradients_of_both(rng):
     found, expected = (value_and_gradients(compiled(f), g, x) for f in (twice, at_once))
     assert_close(found[0], expected[0])
     assert_close(found[1][0], expected[1][0])
+
+
+@tensorflow_only
+def test_a_graph_has_no_tensor_of_more_axes_than_a_stack_of_blocks_needs():
+    """TFLite of 2023 slices 5 axes at most, and lists of tensors become slices there."""
+    import tensorflow as tf
+
+    def run(x):
+        return block_scan(lambda state, x: (state, x), ops.zeros((2,)), x, 1)[1]
+
+    graph = tf.function(run).get_concrete_function(tf.TensorSpec((2, 3, 4, 5, 6))).graph
+    stacked = [x.outputs[0] for x in graph.get_operations() if x.type == "TensorListStack"]
+    assert stacked
+    assert all(len(x.shape) == 3 for x in stacked)

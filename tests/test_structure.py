@@ -63,7 +63,7 @@ def test_few_modules_know_a_backend_and_none_at_import(file):
     allowed = {
         "limits.py": {"tensorflow"}, "export": {"tensorflow"}, "compiled_step.py": backends,
         "block_size.py": backends, "scan_tensorflow.py": {"tensorflow"}, "scan_jax.py": {"jax"},
-        "scan_torch.py": {"torch"},
+        "scan_torch.py": {"torch"}, "tensor_lists.py": {"tensorflow"},
     }  # fmt: skip
     top = {name.split(".")[0] for name in imported(tree)}
     assert top & backends <= allowed.get(parts[-1], allowed.get(parts[0], set()))

@@ -8,7 +8,8 @@ import keras
 
 from keras_cosattn.attention.arguments import optional, positive
 from keras_cosattn.attention.sums import SumsAttention
-from keras_cosattn.ops.cosine import causal_cosine_attention, cosine_attention, cosine_weights
+from keras_cosattn.ops.cosine import causal_cosine_attention, cosine_attention
+from keras_cosattn.ops.cosine_weights import cosine_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -1,6 +1,7 @@
 """Pure functions on `(b, t, h, d)` tensors: no layers, no weights, state in and state out."""
 
-from keras_cosattn.ops.cosine import causal_cosine_attention, cosine_attention, cosine_weights
+from keras_cosattn.ops.cosine import causal_cosine_attention, cosine_attention
+from keras_cosattn.ops.cosine_weights import cosine_weights
 from keras_cosattn.ops.dense import softmax_attention
 from keras_cosattn.ops.linear import linear_attention, linear_weights
 from keras_cosattn.ops.low_rank import low_rank_attention

@@ -47,6 +47,10 @@ CHUNK = 64
 ACCELERATOR_BLOCK = 8192
 """A GPU or TPU is faster with a few large products. The block bounds their memory."""
 
+FEW_STEPS = 64
+"""Up to this length all pairs are faster than the sums, also if these have fewer products, because
+they are fewer operations. `benchmarks/formulations.py` measures both."""
+
 _all_at_once: contextvars.ContextVar[bool] = contextvars.ContextVar(
     "keras_cosattn_all_at_once", default=False
 )
@@ -76,6 +80,17 @@ def sizes(chunk_size: int | None = None, block_size: int | None = None) -> Sizes
         return Sizes(chunk, block_size or max(ACCELERATOR_BLOCK, chunk))
     chunk = chunk_size or CPU_CHUNK
     return Sizes(chunk, block_size or chunk)
+
+
+def pairs_are_cheaper(t: Any, s: Any, d: int, e: int, f: int) -> bool:
+    """Return whether t queries and s keys are known to be so few that the sums would cost more.
+
+    All pairs take `t s (d + e)` products, and sums of f features take `(t + s) f e`. The selections
+    of all pairs would cut a TFLite graph in two.
+    """
+    if _all_at_once.get() or not (isinstance(t, int) and isinstance(s, int)):
+        return False
+    return t * s <= (t + s) * max(FEW_STEPS / 2, f * e / (d + e))
 
 
 def windows_at_once(block_size: int | None, window: int) -> int | None:

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_cosattn.ops import arrays, dense, timesteps
-from keras_cosattn.ops.block_size import sizes
+from keras_cosattn.ops.block_size import pairs_are_cheaper, sizes
 from keras_cosattn.ops.causal_scan import both_ways, causal_scan
 from keras_cosattn.ops.chunked import causal_sums
 from keras_cosattn.ops.cosine_features import (
@@ -33,7 +33,8 @@ from keras_cosattn.ops.cosine_steps import (
     longest,
     steps_of_half,
 )
-from keras_cosattn.ops.full_sums import full_sums
+from keras_cosattn.ops.cosine_weights import cosine_weights
+from keras_cosattn.ops.full_sums import read_sums, sum_steps
 
 Tensor = Any
 State = dict[str, Any]
@@ -62,7 +63,8 @@ def cosine_attention(
     if their number is known (a static shape, no mask). Otherwise all steps from `max_length` on
     share the position `max_length - 1`.
 
-    It takes O((t + s) d e) time for each head.
+    It takes O((t + s) d e) time for each head. Where this is cheaper, as with a few queries, the
+    weights of all pairs are computed, in O(t s (d + e)) time.
 
     Args:
         q: tensor `(b, t, h, d)`; h is a multiple of hk.
@@ -100,6 +102,10 @@ def cosine_attention(
     if segments is not None and max_length is None:
         raise ValueError("Packed sequences (`segment_ids`) need `max_length`: M may not depend on "
                          "the other segments. Received: max_length=None")  # fmt: skip
+    d = q.shape[3]
+    if segments is None and pairs_are_cheaper(t, s, d, v.shape[3], 2 * d):
+        weights = cosine_weights(q, k, max_length=max_length, query_mask=query_mask, mask=mask)
+        return dense.mix(weights, arrays.zero_masked(arrays.accumulate(v), mask))
     span = longest(t, s, query_mask, mask) if max_length is None else max_length
     q_offset = clip_positions(max_length, timesteps.positions(t, query_mask, segments))
     k_offset = clip_positions(max_length, timesteps.positions(s, mask, segments))
@@ -126,7 +132,8 @@ def cosine_attention(
 
     keys = arrays.without_none({"k": k, "v": v, "mask": mask, "offset": k_offset})
     queries = {"q": q, "offset": q_offset}
-    return full_sums(read, write, queries, keys, _zero_state(q, k, v), steps.block)[0]
+    sums = sum_steps(write, keys, _zero_state(q, k, v), steps.block)
+    return read_sums(read, queries, sums, steps.block)
 
 
 def causal_cosine_attention(
@@ -220,47 +227,6 @@ def causal_cosine_attention(
         count_read = count[:, -1]
     position = count_read if horizon is None else in_half(count_read, horizon // 2)
     return out, {**state, "position": position}
-
-
-def cosine_weights(
-    q: Tensor,
-    k: Tensor,
-    *,
-    max_length: int | None = None,
-    horizon: int | None = None,
-    causal: bool = False,
-    query_mask: Tensor | None = None,
-    mask: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-) -> Tensor:
-    """Return the normalised weights `(b, h, t, s)` that the two functions above imply.
-
-    This takes O(t s d) time and O(t s) memory for each head. The arguments are theirs.
-
-    Example:
-    >>> import numpy as np
-    >>> from keras_cosattn.ops import cosine_weights
-    >>> q, k = np.ones((2, 5, 4, 3), "float32"), np.ones((2, 7, 2, 3), "float32")
-    >>> tuple(cosine_weights(q, k, max_length=8).shape)
-    (2, 4, 5, 7)
-    """
-    t, s = ops.shape(q)[1], ops.shape(k)[1]
-    segments = timesteps.segment_numbers(segment_ids)
-    allowed = timesteps.pair_mask(
-        t, s, query_mask=query_mask, key_mask=mask, segments=segments, causal=causal
-    )
-    span = max_length or horizon or longest(t, s, query_mask, mask)
-    span = per_example(span)
-    q_position = clip_positions(max_length, timesteps.positions(t, query_mask, segments))
-    k_position = clip_positions(max_length, timesteps.positions(s, mask, segments))
-    q_position = ops.expand_dims(q_position, (1, 3))
-    k_position = ops.expand_dims(k_position, (1, 2))
-    if horizon is not None:
-        halves = [ops.floor_divide(p, horizon // 2) for p in (q_position, k_position)]
-        allowed = timesteps.combine(allowed, halves[0] - halves[1] <= 1)
-    weights = dense.scores(ops.relu(q), ops.relu(arrays.zero_masked(k, mask)))
-    weights = weights * ops.cos(cosine_angles(q_position - k_position, span, weights.dtype))
-    return dense.normalise(weights, allowed)
 
 
 def _causal_step(

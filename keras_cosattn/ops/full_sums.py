@@ -19,35 +19,41 @@ State = dict[str, Any]
 Block = dict[str, Any]
 
 
-def full_sums(
-    read: Callable[[Block], dict[str, Tensor]],
-    write: Callable[[Block], State],
-    queries: Block,
-    keys: Block,
-    state: State,
-    block_size: int | None,
-) -> tuple[Tensor, State]:
-    """Return `out_t = q_t sum_s k_s v_s^T`, divided by its last column, and the sums.
-
-    It takes O((t + s) f e) time for each head.
+def sum_steps(
+    write: Callable[[Block], State], keys: Block, state: State, block_size: int | None
+) -> State:
+    """Return the sums with all steps of `keys`, in O(s f e) time for each head.
 
     Args:
-        read: function of a block of `queries`. For each sum it returns `q (b, t, h * g, f)`.
         write: function of a block of `keys`. It returns what the block adds to each sum.
-        queries: dict of tensors `(b or 1, t, ...)`.
         keys: dict of tensors `(b or 1, s, ...)`.
-        state: dict of the earlier sums, `(b, h, f, e)`. With several sums, the outputs of all are
-            columns beside each other before the division.
+        state: dict of the earlier sums, `(b, h, f, e)`.
         block_size: int, the number of steps in a block. None stands for all steps.
-
-    Returns:
-        The output `(b, t, h * g, e)` without the last column, and the sums with the new steps.
     """
 
     def add(sums, block):
         return {name: sums[name] + new for name, new in write(block).items()}, ()
 
-    def read_sums(_, block, sums):
+    return block_scan(add, state, keys, block_size)[0]
+
+
+def read_sums(
+    read: Callable[[Block], dict[str, Tensor]], queries: Block, sums: State, block_size: int | None
+) -> Tensor:
+    """Return `q_t . sum` of each query, divided by its last column, in O(t f e) time for each head.
+
+    Args:
+        read: function of a block of `queries`. For each sum it returns `q (b, t, h * g, f)`.
+        queries: dict of tensors `(b or 1, t, ...)`.
+        sums: dict of sums, `(b, h, f, e)`. With several sums, the outputs of all are columns beside
+            each other before the division.
+        block_size: int, the number of steps in a block. None stands for all steps.
+
+    Returns:
+        Tensor `(b, t, h * g, e)` without the last column.
+    """
+
+    def read_block(_, block, sums):
         outputs = []
         for name, q in read(block).items():
             group = q.shape[2] // sums[name].shape[1]
@@ -56,5 +62,4 @@ def full_sums(
         out = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=-1)
         return (), arrays.heads_first(arrays.divide(out))
 
-    sums, _ = block_scan(add, state, keys, block_size)
-    return block_scan(read_sums, (), queries, block_size, sums)[1], sums
+    return block_scan(read_block, (), queries, block_size, sums)[1]

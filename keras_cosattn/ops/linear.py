@@ -9,10 +9,10 @@ from typing import Any
 from keras import ops
 
 from keras_cosattn.ops import arrays, chunks, dense, timesteps
-from keras_cosattn.ops.block_size import sizes
+from keras_cosattn.ops.block_size import pairs_are_cheaper, sizes
 from keras_cosattn.ops.causal_scan import both_ways, causal_scan
 from keras_cosattn.ops.chunked import causal_sums
-from keras_cosattn.ops.full_sums import full_sums
+from keras_cosattn.ops.full_sums import read_sums, sum_steps
 
 Tensor = Any
 State = dict[str, Any]
@@ -40,7 +40,9 @@ def linear_attention(
     The sums run over all s, or over s <= t if `causal`, and in either case over the steps that
     `state` holds. A row with weights that sum to zero is zero.
 
-    It takes O((t + s) f e) time for each head. The state has O(f e) numbers.
+    It takes O((t + s) f e) time for each head. Where this is cheaper, as with a few queries in both
+    directions, the weights of all pairs are computed, in O(t s (f + e)) time. The state has O(f e)
+    numbers.
 
     Args:
         q: tensor `(b, t, h, d)`, the queries; h is a multiple of hk.
@@ -95,7 +97,14 @@ def linear_attention(
         count = count + new
     segments, steps = timesteps.segment_numbers(segment_ids), sizes(chunk_size, block_size)
     if not causal and segments is None:
-        out, after = _of_all(features(q, k, positions), v, mask, share, past, steps.block)
+        pairs = features(q, k, positions)
+        after = _sums_of_all(pairs, v, mask, share, past, steps.block)
+        f = pairs[0][0].shape[3]
+        if state is None and pairs_are_cheaper(t, s, f, v.shape[3], f):
+            weights = _weights_of_pairs(pairs, None if mask is None else mask[:, None, None], mask)
+            out = dense.mix(weights, arrays.zero_masked(arrays.accumulate(v), mask))
+        else:
+            out = _read_all(pairs, after, steps.block)
     else:
         if causal and state is None and steps.takes_all(t):
             past = {}  # one block without a past has nothing to read
@@ -132,8 +141,8 @@ def _zero_state(q, k, v, features, positions):
     }
 
 
-def _of_all(pairs, v, mask, share, state, block_size):
-    """Attention of all queries to all keys."""
+def _sums_of_all(pairs, v, mask, share, state, block_size):
+    """Return the state after all keys."""
 
     def write(block):
         valid = block.get("mask")
@@ -145,12 +154,17 @@ def _of_all(pairs, v, mask, share, state, block_size):
         totals = ops.expand_dims(ops.sum(keys[1], axis=1), -1)
         return {"sums": chunks.outer_sum(keys[0], v), "totals": totals}
 
-    def read(block):
-        return dict(zip(state, map(arrays.accumulate, block["q"]), strict=True))
+    keys = arrays.without_none({"k": [k for _, k in pairs], "v": v, "mask": mask})
+    return sum_steps(write, keys, state, block_size)
 
-    queries, keys = ([pair[side] for pair in pairs] for side in (0, 1))
-    keys = arrays.without_none({"k": keys, "v": v, "mask": mask})
-    return full_sums(read, write, {"q": queries}, keys, state, block_size)
+
+def _read_all(pairs, sums, block_size):
+    """Return what all queries read of the sums."""
+
+    def read(block):
+        return dict(zip(sums, map(arrays.accumulate, block["q"]), strict=True))
+
+    return read_sums(read, {"q": [q for q, _ in pairs]}, sums, block_size)
 
 
 def _causal_step(state, block, runs, *, features, share, chunk_size, strict=False, divide=True):
@@ -203,6 +217,9 @@ def linear_weights(
         segments=timesteps.segment_numbers(segment_ids),
         causal=causal,
     )
-    pairs = (features or _as_they_are)(q, k, positions)
+    return _weights_of_pairs((features or _as_they_are)(q, k, positions), allowed, mask)
+
+
+def _weights_of_pairs(pairs, allowed, mask):
     scores = [dense.scores(q, arrays.zero_masked(k, mask)) for q, k in pairs]
     return dense.normalise(scores[0], allowed, scores[-1])

@@ -15,6 +15,8 @@ from typing import Any
 
 import keras
 
+from keras_cosattn.ops import tensor_lists
+
 Tensor = Any
 Leaves = list[Any]  # the tensors of a nest, in the order of `keras.tree.flatten`
 
@@ -115,24 +117,24 @@ class _Scan:
         whole = [self._at_least_a_block(x) for x in xs]
 
         def step(i, state, ys, states):
-            states = _set_all(states, i, state)
+            states = tensor_lists.write(states, i, state)
             block = [self._block(x, i) for x in whole]
             state, y, _ = self._run_body(state, block, constants)
-            return i + 1, state, _set_all(ys, i, y), states
+            return i + 1, state, tensor_lists.write(ys, i, y), states
 
-        y_shapes = [self._shape(x) for x in self.y_specs]
-        ys = [_reserve(self.count, *x) for x in zip(self.y_specs, y_shapes, strict=True)]
-        states = [_reserve(self.count + 1, x, tf.shape(x)) for x in state]
-        first = state
+        y_specs = [(self._shape(x), x.dtype) for x in self.y_specs]
+        ys = [tensor_lists.reserve(self.count, *y) for y in y_specs]
+        of_states = [(tensor_lists.known_shape(x), x.dtype) for x in state]
+        states = [tensor_lists.reserve(self.count + 1, *x) for x in of_states]
         _, state, ys, states = tf.while_loop(
             lambda i, *_: i < self.count,
             step,
             (0, state, ys, states),
             maximum_iterations=self.count,
         )
-        states = _set_all(states, self.count, state)
-        states = [_stack(s, x, tf.shape(x)) for s, x in zip(states, first, strict=True)]
-        ys = [self._join(*y) for y in zip(ys, self.y_specs, y_shapes, strict=True)]
+        states = tensor_lists.write(states, self.count, state)
+        states = [tensor_lists.stack(x, *of) for x, of in zip(states, of_states, strict=True)]
+        ys = [self._join(y, *of) for y, of in zip(ys, y_specs, strict=True)]
         if self.has_rest:
             state, last, _ = self._run_body(state, [self._rest(x) for x in xs], constants)
             ys = [tf.concat([y, x], axis=1) for y, x in zip(ys, last, strict=True)]
@@ -176,21 +178,20 @@ class _Scan:
             before = [of_blocks[i] for of_blocks in states]
             d_state, d_block, d_shared = gradients(before, block, d_state, d_y)
             shared = [a + b for a, b in zip(shared, d_shared, strict=True)]
-            return i - 1, d_state, _set_all(lists, i, d_block), shared
+            return i - 1, d_state, tensor_lists.write(lists, i, d_block), shared
 
         specs = [
-            tf.TensorSpec([x.shape[0], self.size, *x.shape[2:]], x.dtype)
+            ([tensor_lists.known_shape(x)[0], self.size, *x.shape[2:]], x.dtype)
             for x in _where(floats[1], xs)
         ]
-        shapes = [self._shape(x) for x in specs]
-        lists = [_reserve(self.count, *x) for x in zip(specs, shapes, strict=True)]
+        lists = [tensor_lists.reserve(self.count, *x) for x in specs]
         _, d_state, lists, shared = tf.while_loop(
             lambda i, *_: i >= 0,
             step,
             (self.count - 1, d_state, lists, shared),
             maximum_iterations=self.count,
         )
-        d_xs = [self._join(*x) for x in zip(lists, specs, shapes, strict=True)]
+        d_xs = [self._join(x, *spec) for x, spec in zip(lists, specs, strict=True)]
         if d_rest is not None:
             d_xs = [tf.concat([d, x], axis=1) for d, x in zip(d_xs, d_rest, strict=True)]
         d_constants, d_variables = _split(shared, (sum(floats[2]), len(variables)))
@@ -209,7 +210,7 @@ class _Scan:
             leaves = [*self.leaves[0], *self.leaves[1]]
             unknown = [tf.shape(x)[0] for x in leaves if x.shape[0] is None]
             b = unknown[0] if unknown else max(x.shape[0] for x in leaves)
-        return tf.stack([b, *spec.shape[1:]])
+        return [b, *spec.shape[1:]]
 
     def _block(self, x, i):
         """Return block i of `x (b, t, ...)`. XLA needs a size that is known, not an end."""
@@ -237,44 +238,12 @@ class _Scan:
     def _rest(self, x):
         return x[:, self.count * self.size :]
 
-    def _join(self, of_blocks, spec, shape):
+    def _join(self, of_blocks, shape, dtype):
         """Return the blocks of a list as one tensor, `(b, n * size, ...)`."""
         import tensorflow as tf
 
-        x = _stack(of_blocks, spec, shape)
-        x = tf.transpose(x, [1, 0, *range(2, len(x.shape))])
-        return tf.reshape(x, [shape[0], self.count * self.size, *spec.shape[2:]])
-
-
-# Lists of tensors, one for each block. A `tf.TensorArray` without elements cannot be stacked if its
-# shape is dynamic.
-
-
-def _reserve(count, spec, shape):
-    import tensorflow as tf
-
-    return tf.raw_ops.TensorListReserve(
-        element_shape=shape, num_elements=count, element_dtype=spec.dtype
-    )
-
-
-def _set_all(lists, i, leaves):
-    import tensorflow as tf
-
-    return [
-        tf.raw_ops.TensorListSetItem(input_handle=of_blocks, index=i, item=x)
-        for of_blocks, x in zip(lists, leaves, strict=True)
-    ]
-
-
-def _stack(of_blocks, spec, shape):
-    import tensorflow as tf
-
-    x = tf.raw_ops.TensorListStack(
-        input_handle=of_blocks, element_shape=shape, element_dtype=spec.dtype
-    )
-    x.set_shape([None, *spec.shape])
-    return x
+        x = tf.transpose(tensor_lists.stack_rows(of_blocks, shape, dtype), [1, 0, 2])
+        return tf.reshape(x, [shape[0], self.count * self.size, *shape[2:]])
 
 
 def _split(leaves: Sequence[Tensor], sizes: tuple[int, ...]) -> list[Leaves]:
