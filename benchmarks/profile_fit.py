@@ -5,11 +5,13 @@
 The model has four causal blocks and predicts the next byte. Each part is compiled alone, with the
 shapes that it has in the model, forward + gradient, and all are timed in turns in one process. A
 part that takes more than 1.3 times the sum of its components is marked: it does something that none
-of them does. The last rows are of a batch with padding. The table is written to
+of them does. What `fit` does around its steps,
+it does once. The table is written to
 `benchmarks/results/profile_fit_<attention>.md`, the numbers to the `.json` beside it.
 """
 
 import argparse
+import collections
 import json
 import pathlib
 import statistics
@@ -59,8 +61,24 @@ def arguments_of(line=None):
     return found
 
 
+class StepClock(keras.callbacks.Callback):
+    """Measures the steps of a `fit`, without what comes before the first and after the last."""
+
+    def on_train_begin(self, logs=None):
+        self.seconds = 0.0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seconds += time.perf_counter() - self.start
+
+
 class Parts:
-    """Functions of no arguments, each of which runs one part of a model and waits for it."""
+    """Functions of no arguments, each of which runs one part of a model and waits for it.
+
+    Those of a `fit` return the seconds of a step, and those around all steps of the `fit`.
+    """
 
     def __init__(self, arguments):
         self.arguments = arguments
@@ -96,17 +114,26 @@ class Parts:
         step = tf.function(plain.train_step, jit_compile=self.told["xla"])
         first = tuple(map(tf.constant, (x[: self.arguments.batch], y[: self.arguments.batch])))
 
-        def fit(model, x):
+        def fit(name, model, x):
+            clock = StepClock()
             options = {"batch_size": self.arguments.batch, "shuffle": False, "verbose": 0}
-            return lambda: model.fit(x, y, **options)
+
+            def run():
+                start = time.perf_counter()
+                model.fit(x, y, callbacks=[clock], **options)
+                around = time.perf_counter() - start - clock.seconds
+                around_name = name.replace("a step", "around the steps")
+                return {name: clock.seconds / self.arguments.steps, around_name: around}
+
+            return {name: run}
 
         def compiled():
             step(first)
             tf.test.experimental.sync_devices()
 
         return {
-            "fit, a step": fit(plain, x),
-            "fit, a step, padded": fit(padded, np.where(mask, x | 1, 0)),
+            **fit("fit, a step", plain, x),
+            **fit("fit, a step, padded", padded, np.where(mask, x | 1, 0)),
             "compiled step": compiled,
         }
 
@@ -196,18 +223,19 @@ class Parts:
         }
 
 
-def timed(parts, repeats, steps):
+def timed(parts, repeats):
     """Median seconds of each part, in turns."""
-    seconds = {name: [] for name in parts}
+    seconds = collections.defaultdict(list)
     for run in parts.values():
         run()
         run()
     for _ in range(repeats):
         for name, run in parts.items():
             start = time.perf_counter()
-            run()
-            spent = time.perf_counter() - start
-            seconds[name].append(spent / (steps if name.startswith("fit") else 1))
+            of_parts = run()
+            spent = {name: time.perf_counter() - start}
+            for part, value in (of_parts if isinstance(of_parts, dict) else spent).items():
+                seconds[part].append(value)
     return {name: statistics.median(spent) for name, spent in seconds.items()}
 
 
@@ -253,7 +281,7 @@ def text_of(rows, arguments, run, limit):
 def main():
     arguments = arguments_of()
     parts = Parts(arguments)
-    medians = timed(parts.all(), arguments.repeats, arguments.steps)
+    medians = timed(parts.all(), arguments.repeats)
     rows = compared(medians, arguments.blocks)
     name = f"profile_fit_{arguments.attention}{'_quick' * arguments.quick}"
     store = results.Store(arguments.output / f"{name}.json", fresh=True)
