@@ -13,6 +13,7 @@ from variants import CANNOT, VARIANTS
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 
 import gpu
+import precision
 import profile_fit
 import speed
 import train
@@ -284,6 +285,11 @@ def test_a_part_beside_its_components():
 
 
 PARTS = {name for components in profile_fit.SUMS.values() for name in components}
+
+
+def test_rounding_is_that_of_the_type():
+    float32, _, bfloat16, _, float16, _ = precision.errors("LinearAttention-elu", True, 16)
+    assert float32 < 1e-5 < float16 < bfloat16 < 0.1
 
 
 @pytest.mark.slow

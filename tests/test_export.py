@@ -18,6 +18,7 @@ from keras_cosattn import (
     CosFormerAttention,
     PositionEmbedding,
     RunningMean,
+    SoftmaxAttention,
     TransformerDecoder,
     TransformerEncoder,
 )
@@ -98,6 +99,15 @@ def test_every_variant_that_looks_both_ways_becomes_a_tflite_file_of_builtins(ca
     for b, t in ((1, 1), (3, 29), (2, 13)):
         x = inputs(rng, b, t, CHANNELS)
         assert_close(serve(x=x)["y"], model(x), 1e-5)
+
+
+def test_a_chunk_of_seven_steps_converts(tmp_path):
+    """The converter makes RELU6, which takes floats only, of an index clipped to 0 to 6."""
+    one = keras.Input((None, 8))
+    model = keras.Model(one, SoftmaxAttention(2, 4, max_length=16)(one, one, use_causal_mask=True))
+    path = tmp_path / "m.tflite"
+    exporting.to_tflite(model, path, signatures=["prefill"], prefill_chunk=7)
+    assert path.exists()
 
 
 def test_weights_are_stored_once(tmp_path):

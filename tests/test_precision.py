@@ -65,14 +65,21 @@ def test_the_default_float_type_may_be_any(case, floatx, rng):
         assert np.all(np.isfinite(model.predict(x, verbose=0)))
 
 
-def test_weights_keep_their_precision_without_dropout(rng):
-    layer = SoftmaxAttention(2, 4, dtype="mixed_float16")
-    x = inputs(rng, 1, 300, WIDTH)
-    layer.build(x.shape, x.shape)
-    weights = keras.ops.convert_to_tensor(np.full((1, 2, 3, 3), 1 / 3, "float32"))
+def test_dropout_keeps_the_precision_of_the_weights():
+    layer = SoftmaxAttention(2, 4, dropout=0.5, dtype="mixed_float16", seed=1)
+    layer.build((1, 300, WIDTH), (1, 300, WIDTH))
+    weights = keras.ops.convert_to_tensor(np.full((1, 2, 30, 30), 1 / 3, "float32"))
     seen = layer._drop(True)(weights)
     assert keras.backend.standardize_dtype(seen.dtype) == "float32"
-    assert_close(seen, weights, 0)
+    seen = keras.ops.convert_to_numpy(seen)
+    assert 0 < np.mean(seen == 0) < 1
+    assert_close(seen[seen != 0], np.full_like(seen[seen != 0], 2 / 3), 1e-7)
+
+
+def test_nothing_is_dropped_without_a_rate_or_in_inference():
+    assert SoftmaxAttention(2, 4)._drop(True) is None
+    assert SoftmaxAttention(2, 4, dropout=0.5)._drop(False) is None
+    assert SoftmaxAttention(2, 4, dropout=0.5)._drop(None) is None
 
 
 @pytest.mark.parametrize(("policy", "bound"), [("mixed_float16", 3e-3), ("mixed_bfloat16", 2e-2)])

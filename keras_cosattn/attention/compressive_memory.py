@@ -32,9 +32,8 @@ class CompressiveMemoryAttention(Attention):
 
     Causal, cross, packed; streams without end. O(t (C (d + e) + d e)) time and
     O(t (C + d e / C)) memory per head. With the delta rule the segments are a loop, also in a
-    TFLite file (the op WHILE). A streamed step is O(C (d + e) + d e), the float32 state
-    O(C (d + e) + d e). Dropout is applied to the weights of A_local, and `position` to its scores:
-    the memory has no positions.
+    TFLite file (the op WHILE). A streamed step and its state are O(C (d + e) + d e). Dropout is
+    applied to the weights of A_local, and `position` to its scores: the memory has no positions.
 
     With both rules z counts every key, as in the paper. With the delta rule, what the memory gives
     for a key that is written many times is therefore smaller than its value.
@@ -103,8 +102,8 @@ class CompressiveMemoryAttention(Attention):
         slot, state = stream.read(
             self,
             ops.shape(q)[0],
-            key=((length, heads, self.key_dim), self.sum_dtype),
-            value=((length, heads, self.value_dim), self.sum_dtype),
+            key=((length, heads, self.key_dim), self.compute_dtype),
+            value=((length, heads, self.value_dim), self.compute_dtype),
             position=((), "int32"),
             sums=sums,
             pending=sums,
@@ -135,7 +134,7 @@ class CompressiveMemoryAttention(Attention):
         mixed = gate * memory + (1.0 - gate) * local
         if state is None:
             return mixed, None
-        state |= {name: ops.cast(state[name], self.sum_dtype) for name in ("key", "value")}
+        state |= {name: ops.cast(state[name], self.compute_dtype) for name in ("key", "value")}
         return mixed, state | sums
 
     def get_config(self):

@@ -53,7 +53,7 @@ class HierarchicalAttention(Attention):
 
     Streams for N = `max_length` steps, with units of c_l steps. With
     S = c_1 + c_2 + ... + N / (c_1 c_2 ...), a step costs O(S (d + e)) per head. Every level
-    projects one step and aggregates c_l of them, whether a unit ends or not. The float32 state is
+    projects one step and aggregates c_l of them, whether a unit ends or not. The state is
     O(S (d + e)) per key head, the c_1 + c_2 + ... steps themselves, and e per level and head.
     More than N steps raise ValueError, or fail an assertion in a TensorFlow graph; under XLA the
     top level does not attend to them. Dropout is applied to the attention weights.
@@ -267,7 +267,7 @@ class HierarchicalAttention(Attention):
             unit_sizes=self.unit_sizes,
             max_units=self.max_units,
             aggregate=self._aggregate,
-            state_dtype=self.sum_dtype,
+            cache_dtype=self.compute_dtype,
             dropout=self._drop(training),
         )
 
@@ -286,8 +286,8 @@ class HierarchicalAttention(Attention):
             spec[f"above_{level}"] = (self.num_heads, self.value_dim), self.sum_dtype
         top = max(self.max_length // math.prod(self.unit_sizes), 1)
         for level, n in enumerate([*lengths, top], 1):
-            spec[f"key_{level}"] = (n, heads, self.key_dim), self.sum_dtype
-            spec[f"value_{level}"] = (n, heads, self.value_dim), self.sum_dtype
+            spec[f"key_{level}"] = (n, heads, self.key_dim), self.compute_dtype
+            spec[f"value_{level}"] = (n, heads, self.value_dim), self.compute_dtype
         return {name: part for name, part in spec.items() if 0 not in part[0]}  # a unit of one
 
     def get_config(self):

@@ -35,7 +35,7 @@ class Levels:
     aggregate: Callable[[int, Tensor, Units], tuple[Tensor, Tensor | None]]
     """Function of a level, its steps `(b * U, c, m)` and units to the steps of the next level,
     and to the weights of the aggregates, if they are known."""
-    state_dtype: str
+    cache_dtype: str
     dropout: Callable[[Tensor], Tensor]
     """Function applied to the attention weights."""
 
@@ -151,7 +151,7 @@ class Levels:
         positions = ops.expand_dims(position, 1) + ops.arange(ops.shape(q)[1], dtype="int32")
         cached = {
             f"{name}_{number}": cache.append(
-                state[f"{name}_{number}"], ops.cast(new, self.state_dtype), positions, valid
+                state[f"{name}_{number}"], ops.cast(new, self.cache_dtype), positions, valid
             )
             for name, new in (("key", k), ("value", v))
         }

@@ -31,7 +31,7 @@ class RecurrentMemoryAttention(Attention):
 
     Causal, cross, packed; streams without end. O(t (C + m) (d + e)) time and O(t (C + m)) memory
     per head, twice that when packed. With a memory, keys and values are projected twice, in a
-    stream in training only. A streamed step and its float32 state are O((C + m) (d + e)). Dropout
+    stream in training only. A streamed step and its state are O((C + m) (d + e)). Dropout
     is applied to the attention weights. The positions of Dai et al. are
     `position=TransformerXL()`.
 
@@ -173,8 +173,8 @@ class RecurrentMemoryAttention(Attention):
     def _attend_in_stream(self, q, k, v, layout, stream, training):
         length = window_length(self.segment_length, self.memory_length)
         spec = {
-            "key": ((length, self.num_key_value_heads, self.key_dim), self.sum_dtype),
-            "value": ((length, self.num_key_value_heads, self.value_dim), self.sum_dtype),
+            "key": ((length, self.num_key_value_heads, self.key_dim), self.compute_dtype),
+            "value": ((length, self.num_key_value_heads, self.value_dim), self.compute_dtype),
             "position": ((), "int32"),
         }
         if self.num_memory_tokens:

@@ -38,7 +38,7 @@ class SegmentedAttention(Attention):
 
     Both directions, causal, cross (queries attend to keys around the same positions), packed. With
     S = (2 w + 1) C, if causal (w + 1) C, the cost is O(t S (d + e)) time and O(t S) memory per
-    head. Streams without end: a step costs O(S (d + e)), and the float32 state has that size. The
+    head. Streams without end: a step costs O(S (d + e)), and the state has that size. The
     summaries add O(t (s / C) (d + e)) time and O(t (s / C) (1 + (d + e) / C)) memory; with
     C = sqrt(s) the total is O(t sqrt(s) (d + e)). A stream then keeps a summary of each finished
     segment, for `max_length` steps: O((max_length / C) (d + e)) per step and in the state. More
@@ -165,13 +165,13 @@ class SegmentedAttention(Attention):
     def _state_spec(self):
         sizes = {"key": self.key_dim, "value": self.value_dim}
         length = window_length(self.segment_length, self.look_back * self.segment_length)
-        lengths = {"": length}
+        parts = {"": (length, self.compute_dtype)}
         if self.summaries is not None:
             n = -(-self.max_length // self.segment_length)
-            lengths["summary_"] = max(n - 1 - self.look_back, 1)
+            parts["summary_"] = max(n - 1 - self.look_back, 1), self.sum_dtype
         spec = {
-            prefix + name: ((length, self.num_key_value_heads, size), self.sum_dtype)
-            for prefix, length in lengths.items()
+            prefix + name: ((length, self.num_key_value_heads, size), dtype)
+            for prefix, (length, dtype) in parts.items()
             for name, size in sizes.items()
         }
         return {**spec, "position": ((), "int32")}

@@ -106,6 +106,14 @@ def fit_length(x: Tensor, length: Size) -> Tensor:
     return pad_end(x[:, :length], ops.maximum(length - s, 0))
 
 
+def clip_index(index: Tensor, count: Size) -> Tensor:
+    """Return the index, at least 0 and at most that of the last of `count` elements.
+
+    TFLite's converter makes RELU6 of `ops.clip(index, 0, 6)`, which takes floats only.
+    """
+    return ops.minimum(ops.maximum(index, 0), count - 1)
+
+
 def align_keys(k: Tensor, v: Tensor, mask: Tensor | None, t: Size, s: Size) -> tuple:
     """Return the first t of s keys, values and flags of the valid ones.
 

@@ -54,7 +54,7 @@ def append(cache: Tensor, new: Tensor, position: Tensor, mask: Tensor | None = N
         step = _steps_of_slots(slots, position, mask)
         stored = step >= 0
     if new.shape[1] != 1:
-        new = timesteps.take_steps(new, ops.clip(step, 0, ops.shape(new)[1] - 1))
+        new = timesteps.take_steps(new, arrays.clip_index(step, ops.shape(new)[1]))
     return ops.where(ops.expand_dims(stored, (2, 3)), new, cache)
 
 

@@ -128,7 +128,7 @@ def spread(
             y = arrays.zero_masked(y, ops.equal(segments, before))
     if units.of is None:
         return ops.repeat(y, units.size, axis=1)[:, :n]
-    return timesteps.take_steps(y, ops.clip(units.of, 0, units.count - 1))
+    return timesteps.take_steps(y, arrays.clip_index(units.of, units.count))
 
 
 def finished_units(
