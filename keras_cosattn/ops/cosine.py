@@ -116,24 +116,11 @@ def cosine_attention(
         step = functools.partial(_causal_step, span=span, chunk_size=steps.chunk_of_block)
         return both_ways(step, xs, _zero_state(q, k, v), segments, steps.block)[0]
 
-    def features(x, offset):
-        x = ops.relu(arrays.accumulate(x))
-        angles = cosine_angles(ops.expand_dims(offset, (2, 3)), per_example(span), x.dtype)
-        return cosine_features(x, angles, cos_and_sin_by_series)
-
     def read(block):
-        return {"sums": features(block["q"], block["offset"])}
+        return {"sums": _features(block["q"], block["offset"], span)}
 
-    def write(block):
-        valid = block.get("mask")
-        k = arrays.zero_masked(features(block["k"], block["offset"]), valid)
-        v = arrays.zero_masked(arrays.accumulate(block["v"]), valid)
-        return {"sums": arrays.sums_and_totals(k, v)}
-
-    keys = arrays.without_none({"k": k, "v": v, "mask": mask, "offset": k_offset})
-    queries = {"q": q, "offset": q_offset}
-    sums = sum_steps(write, keys, _zero_state(q, k, v), steps.block)
-    return read_sums(read, queries, sums, steps.block)
+    sums = _sums_of_all(q, k, v, mask, k_offset, span, steps.block)
+    return read_sums(read, {"q": q, "offset": q_offset}, sums, steps.block)
 
 
 def causal_cosine_attention(
@@ -207,6 +194,13 @@ def causal_cosine_attention(
         offset = position - half * (horizon // 2)
         if state is None and query_mask is None and segments is None:
             steps, aligned = steps_of_half(steps, horizon // 2)
+    d, is_plain = q.shape[3], state is None and horizon is None and segments is None
+    is_plain = is_plain and query_mask is None and mask is None
+    if is_plain and pairs_are_cheaper(t, s, d, v.shape[3], 2 * d) and t == s:
+        weights = cosine_weights(q, k, max_length=max_length, causal=True)
+        state = _sums_of_all(q, k, v, None, position, span, steps.block)
+        position = ops.full((ops.shape(k)[0],), t, "int32")
+        return dense.mix(weights, arrays.accumulate(v)), {**state, "position": position}
     k, v, mask = arrays.align_keys(k, v, mask, t, s)
     xs = arrays.without_none({"q": q, "k": k, "v": v, "mask": mask, "offset": offset})
     if query_mask is not None or not isinstance(span, int):  # else differences are those of steps
@@ -255,6 +249,25 @@ def _causal_step(
         runs=runs, aligned=aligned, strict=strict, chunk_size=chunk_size, **options,
     )  # fmt: skip
     return arrays.divide(out) if divide else out, state
+
+
+def _features(x, offset, span):
+    x = ops.relu(arrays.accumulate(x))
+    angles = cosine_angles(ops.expand_dims(offset, (2, 3)), per_example(span), x.dtype)
+    return cosine_features(x, angles, cos_and_sin_by_series)
+
+
+def _sums_of_all(q, k, v, mask, offset, span, block_size):
+    """Return the sums over all keys."""
+
+    def write(block):
+        valid = block.get("mask")
+        k = arrays.zero_masked(_features(block["k"], block["offset"], span), valid)
+        v = arrays.zero_masked(arrays.accumulate(block["v"]), valid)
+        return {"sums": arrays.sums_and_totals(k, v)}
+
+    keys = arrays.without_none({"k": k, "v": v, "mask": mask, "offset": offset})
+    return sum_steps(write, keys, _zero_state(q, k, v), block_size)
 
 
 def _zero_state(q, k, v, horizon=None):

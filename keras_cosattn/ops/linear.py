@@ -40,9 +40,8 @@ def linear_attention(
     The sums run over all s, or over s <= t if `causal`, and in either case over the steps that
     `state` holds. A row with weights that sum to zero is zero.
 
-    It takes O((t + s) f e) time for each head. Where this is cheaper, as with a few queries in both
-    directions, the weights of all pairs are computed, in O(t s (f + e)) time. The state has O(f e)
-    numbers.
+    It takes O((t + s) f e) time for each head. Where this is cheaper, as with few queries, the
+    weights of all pairs are computed, in O(t s (f + e)) time. The state has O(f e) numbers.
 
     Args:
         q: tensor `(b, t, h, d)`, the queries; h is a multiple of hk.
@@ -96,12 +95,17 @@ def linear_attention(
         past = {name: x * keep for name, x in past.items()}
         count = count + new
     segments, steps = timesteps.segment_numbers(segment_ids), sizes(chunk_size, block_size)
-    if not causal and segments is None:
+    f = past["sums"].shape[2]
+    few = state is None and segments is None and pairs_are_cheaper(t, s, f, v.shape[3], f)
+    if causal:
+        few = few and t == s and mask is None
+        positions = None if positions is None else (positions[0], positions[0])
+    if few or not (causal or segments is not None):
         pairs = features(q, k, positions)
         after = _sums_of_all(pairs, v, mask, share, past, steps.block)
-        f = pairs[0][0].shape[3]
-        if state is None and pairs_are_cheaper(t, s, f, v.shape[3], f):
-            weights = _weights_of_pairs(pairs, None if mask is None else mask[:, None, None], mask)
+        if few:
+            allowed = timesteps.pair_mask(t, s, key_mask=mask, causal=causal)
+            weights = _weights_of_pairs(pairs, allowed, mask)
             out = dense.mix(weights, arrays.zero_masked(arrays.accumulate(v), mask))
         else:
             out = _read_all(pairs, after, steps.block)
