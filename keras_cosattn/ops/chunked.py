@@ -71,7 +71,6 @@ def causal_sums(
             continue the run of the state. Defaults to one run.
         strict: bool. If True, s = t is left out. Defaults to `False`.
         aligned: bool. If True, no run begins inside a chunk. Defaults to `False`.
-        aligned: bool. If True, no run begins inside a chunk. Defaults to `False`.
         chunk_size: int, C. Defaults to `None`: all steps are one chunk.
 
     Returns:

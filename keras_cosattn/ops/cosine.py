@@ -76,7 +76,10 @@ def cosine_attention(
         segment_ids: integer tensor `(b, t)`, t = s. A step attends to its own run of equal ids,
             whose positions start from 0. `query_mask` and `mask` are then the same.
         lengths: pair (t, s), if these numbers were already read earlier in the graph.
-        chunk_size: int, the number of steps in a chunk, used with segments only. Defaults to `64`.
+        chunk_size: int, the number of steps that one matrix product covers, used with segments
+            only. Defaults to 128 on CPUs and to 64 elsewhere.
+        block_size: int, the number of steps that one iteration of the loop over the sequence takes.
+            Defaults to one chunk on CPUs and to 8,192 steps elsewhere.
 
     Returns:
         Tensor `(b, t, h, e)`.
@@ -155,7 +158,7 @@ def causal_cosine_attention(
         max_length: int, M, in steps.
         horizon: even int, M, in steps. At most one of `max_length` and `horizon` can be given.
         state: state that an earlier call returned. It belongs to the first segment.
-        chunk_size: int, the number of steps in a chunk. Defaults to `64`.
+        chunk_size, block_size: as in `cosine_attention`.
 
     Returns:
         The output `(b, t, h, e)` and the new state: `"sums" (b, hk, 2 d, e + 1)`, an int32
