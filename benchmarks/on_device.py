@@ -6,13 +6,17 @@ The model has two blocks of width 64 with 4 heads of 16. Files are exported here
 processes that import NumPy and LiteRT only; memory is the largest resident size of such a process,
 and in brackets less its size before the file was loaded. Every file agreed with Keras when it was
 exported. "Plain" is the textbook form of the same sums: an outer product for every step, summed up.
+The last table is of one causal layer whose files take all steps at once, as exports do, or loop
+over blocks of them. "Parts" are those that XNNPACK runs, without those inside a loop.
 """
 
 import argparse
+import contextlib
 import datetime
 import pathlib
 import platform
 import tempfile
+from unittest import mock
 
 import numpy as np
 from measure.program import run_program
@@ -150,6 +154,44 @@ def streaming(folder, steps):
         )  # fmt: skip
 
 
+def causal_layer(length):
+    """cosFormer alone, `(1, t, 64) -> (1, t, 64)`."""
+    import keras
+
+    from keras_cosattn import CosFormerAttention
+
+    keras.utils.set_random_seed(SEED)
+    x = keras.Input((None, WIDTH))
+    attention = CosFormerAttention(HEADS, WIDTH // HEADS, max_length=length)
+    return keras.Model(x, attention(x, x, use_causal_mask=True))
+
+
+def looping():
+    """A context in which files keep the loop over blocks that a CPU runs."""
+    from keras_cosattn.export import saved_model_archive
+
+    return mock.patch.object(saved_model_archive, "all_at_once", contextlib.nullcontext)
+
+
+def beside_loop(folder, steps=4096):
+    """Time of the causal sums with all steps at once, as files are made, and as a loop."""
+    from keras_cosattn.export import to_tflite
+
+    layer, paths, parts = causal_layer(steps), [], []
+    for context in (contextlib.nullcontext, looping):
+        for length in (steps, None):
+            paths.append(folder / f"{len(paths)}.tflite")
+            with context():
+                report = to_tflite(layer, paths[-1], signatures=["serve"], length=length)
+            parts.append(report.partitions["serve"])
+    times = run_program("litert_times", "turns", steps, *paths)
+    print(f"\n{f'{steps:,} steps':13}{'all at once':>17}{'loop':>17}{'ratio':>8}")
+    print(f"{'':13}" + 2 * f"{'parts':>7}{'ms':>10}")
+    for i, name in enumerate(("fixed length", "any length")):
+        whole, loop = (f"{parts[j]:7}{times[j]:10.2f}" for j in (i, i + 2))
+        print(f"{name:13}{whole}{loop}{times[i + 2] / times[i]:8.1f}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 4096, 16384])
@@ -167,6 +209,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         beside_softmax(pathlib.Path(folder), arguments.lengths)
         streaming(pathlib.Path(folder), arguments.steps)
+        beside_loop(pathlib.Path(folder))
 
 
 if __name__ == "__main__":

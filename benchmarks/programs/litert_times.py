@@ -1,6 +1,7 @@
 """Print what calls of TFLite files take on LiteRT with one thread. It needs NumPy and LiteRT alone.
 
 python litert_times.py whole FILE.tflite
+python litert_times.py turns STEPS FILE.tflite ...
 python litert_times.py chunks FILE.tflite ...
 python litert_times.py ages FILE.tflite YOUNG OLD
 """
@@ -41,6 +42,19 @@ def whole(path):
         times.append(1e3 * (time.perf_counter() - start))
     peak = largest_resident()
     return {"ms": float(np.median(times[1:])), "peak": peak / MIB, "more": (peak - before) / MIB}
+
+
+def turns(steps, *paths):
+    """Time of `serve` of each file, in turns, so that all meet the same disturbances."""
+    runs, times = [load(path, "serve") for path in paths], [[] for _ in paths]
+    b, _, *rest = runs[0].get_input_details()["x"]["shape"]
+    x = np.random.default_rng(0).standard_normal((b, int(steps), *rest)).astype("float32")
+    for _ in range(101):
+        for run, spent in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run(x=x)
+            spent.append(1e3 * (time.perf_counter() - start))
+    return [float(np.median(spent[1:])) for spent in times]
 
 
 def chunks(*paths):
@@ -84,5 +98,5 @@ def ages(path, young, old):
 
 
 work, *arguments = sys.argv[1:]
-measured = {"whole": whole, "chunks": chunks, "ages": ages}[work](*arguments)
+measured = {"whole": whole, "turns": turns, "chunks": chunks, "ages": ages}[work](*arguments)
 print(json.dumps(measured))
