@@ -11,46 +11,13 @@ computed, not run.
 import argparse
 import datetime
 import platform
-import subprocess
-import sys
 
-ROW = """
-import re, sys
-import numpy as np, tensorflow as tf
-import keras_cosattn as kc
-name, length = sys.argv[1], int(sys.argv[2])
-layer = {
-    "cosformer": lambda: kc.CosFormerAttention(8, 64, max_length=1 << 20),
-    "endless": lambda: kc.CosFormerAttention(8, 64, horizon=4096),
-    "linear": lambda: kc.LinearAttention(8, 64),
-    "softmax": lambda: kc.SoftmaxAttention(8, 64),
-}[name]()
-
-@tf.function
-def gradient(x):
-    with tf.GradientTape() as tape:
-        y = layer(x, x, use_causal_mask=True)
-    return tape.gradient(y, layer.trainable_variables)
-
-def peak():
-    with open("/proc/self/status") as file:  # ru_maxrss begins with the parent's memory
-        return int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1]) / 1024
-
-x = np.random.default_rng(0).standard_normal((1, length, 512)).astype("float32")
-gradient(x[:, :64])
-before = peak()
-gradient(x)
-print(peak() - before)
-"""
+from measure.program import run_program
 
 
 def measure(name, length):
     """Peak memory in MiB of one forward + gradient in a process of its own."""
-    command = [sys.executable, "-c", ROW, name, str(length)]
-    row = subprocess.run(command, capture_output=True, text=True)
-    if row.returncode:
-        raise RuntimeError(row.stderr)
-    return float(row.stdout)
+    return run_program("layer_memory", name, length)
 
 
 def main():

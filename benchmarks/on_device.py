@@ -6,100 +6,22 @@ The model has two blocks of width 64 with 4 heads of 16. Files are exported here
 processes that import NumPy and LiteRT only; memory is the largest resident size of such a process,
 and in brackets less its size before the file was loaded. Every file agreed with Keras when it was
 exported. "Plain" is the textbook form of the same sums: an outer product for every step, summed up.
+The last table is of one causal layer whose files take all steps at once, as exports do, or loop
+over blocks of them. "Parts" are those that XNNPACK runs, without those inside a loop.
 """
 
 import argparse
+import contextlib
 import datetime
-import json
 import pathlib
 import platform
-import subprocess
-import sys
 import tempfile
+from unittest import mock
 
 import numpy as np
+from measure.program import run_program
 
 SEED, WIDTH, HEADS = 0, 64, 4
-
-WORKER = """
-import json, re, sys, time
-import numpy as np
-from ai_edge_litert.interpreter import Interpreter
-
-def status(name):
-    with open("/proc/self/status") as file:
-        return int(re.search(name + r":\\s+(\\d+)", file.read())[1]) / 1024  # MiB
-
-def load(path, signature):
-    return Interpreter(path, num_threads=1).get_signature_runner(signature)
-
-def draw(details):
-    rng = np.random.default_rng(0)
-    inputs = {}
-    for name, about in details.items():
-        shape, kind = about["shape"], about["dtype"]
-        x = rng.integers(0, 256, shape) if kind == np.int32 else rng.standard_normal(shape)
-        inputs[name] = (x if name == "x" else np.zeros(shape)).astype(kind)
-    return inputs
-
-def whole(path):
-    before = status("VmRSS")
-    run = load(path, "serve")
-    inputs, times = draw(run.get_input_details()), []
-    for _ in range(7):
-        start = time.perf_counter()
-        run(**inputs)
-        times.append(1e3 * (time.perf_counter() - start))
-    peak = status("VmHWM")
-    return {"ms": float(np.median(times[1:])), "peak": peak, "more": peak - before}
-
-def chunks(*paths):  # in turns, so that both meet the same disturbances
-    runs = [load(path, "prefill") for path in paths]
-    states = [draw(run.get_input_details()) for run in runs]
-    times = [[] for _ in paths]
-    for _ in range(400):
-        for run, inputs, spent in zip(runs, states, times):
-            start = time.perf_counter()
-            found = run(**inputs)
-            spent.append(1e6 * (time.perf_counter() - start) / inputs["x"].shape[1])
-            inputs.update({name: found[name] for name in inputs if name != "x"})
-    return [float(np.median(spent)) for spent in times]
-
-def ages(path, young, old):
-    prefill, step = load(path, "prefill"), load(path, "step")
-    x, states, position = draw(prefill.get_input_details()), {}, 0
-    sizes = set()
-    while position < old:
-        found = prefill(**x)
-        x.update({name: found[name] for name in x if name != "x"})
-        position += x["x"].shape[1]
-        state = {name: value for name, value in x.items() if name != "x"}
-        sizes.add(sum(value.nbytes for value in state.values()))
-        for age in (young, old):
-            if age not in states and position >= age:
-                states[age] = dict(state)
-    times = {age: [] for age in states}
-    one = draw(step.get_input_details())["x"]
-    for i in range(4000):
-        for age, state in states.items():
-            start = time.perf_counter()
-            found = step(x=one, **state)
-            times[age].append(1e6 * (time.perf_counter() - start))
-            states[age] = {name: found[name] for name in state}
-    return {"us": [float(np.median(times[age])) for age in (young, old)], "bytes": sorted(sizes)}
-
-work, arguments = sys.argv[1], json.loads(sys.argv[2])
-print(json.dumps({"whole": whole, "chunks": chunks, "ages": ages}[work](*arguments)))
-"""
-
-
-def on_device(work, *arguments):
-    """What a function of the worker finds, in a process of its own."""
-    command = [sys.executable, "-c", WORKER, work, json.dumps([str(a) if isinstance(a, pathlib.Path) else a for a in arguments])]  # fmt: skip  # noqa: E501
-    found = subprocess.run(command, capture_output=True, text=True)
-    if found.returncode:
-        raise RuntimeError(found.stderr)
-    return json.loads(found.stdout)
 
 
 def plain_attention():
@@ -180,7 +102,7 @@ def beside_softmax(folder, lengths):
             report = to_tflite(
                 model(attention, False), path, signatures=["serve"], length=n, sample=sample
             )
-            rows[name] = row = on_device("whole", path)
+            rows[name] = row = run_program("litert_times", "whole", path)
             print(
                 f"{n:6} {name:9} {report.size:12,} {report.partitions['serve']:5} {row['ms']:9.1f}"
                 f" {row['peak']:8.0f} ({row['more']:6.0f})",
@@ -205,7 +127,7 @@ def streaming(folder, steps):
 
     endless = model(CosFormerAttention(HEADS, WIDTH // HEADS, horizon=1024), True)
     to_tflite(endless, folder / "endless.tflite", signatures=["prefill", "step"])
-    found = on_device("ages", folder / "endless.tflite", 1_000, steps)
+    found = run_program("litert_times", "ages", folder / "endless.tflite", 1_000, steps)
     young, old = found["us"]
     print(
         f"\nA step after 1,000 steps {young:.1f} us, after {steps:,} {old:.1f} us: ratio "
@@ -224,12 +146,50 @@ def streaming(folder, steps):
         for path, each in zip(paths, models.values(), strict=True):
             each.set_weights(models["plain"].get_weights())
             to_tflite(each, path, signatures=["prefill"], prefill_chunk=chunk)
-        times = on_device("chunks", *paths)
+        times = run_program("litert_times", "chunks", *paths)
         print(
             f"chunks {chunk:5}" + "".join(f"{us:9.2f}" for us in times)
             + f"{times[-1] / times[0]:9.1f}",
             flush=True,
         )  # fmt: skip
+
+
+def causal_layer(length):
+    """cosFormer alone, `(1, t, 64) -> (1, t, 64)`."""
+    import keras
+
+    from keras_cosattn import CosFormerAttention
+
+    keras.utils.set_random_seed(SEED)
+    x = keras.Input((None, WIDTH))
+    attention = CosFormerAttention(HEADS, WIDTH // HEADS, max_length=length)
+    return keras.Model(x, attention(x, x, use_causal_mask=True))
+
+
+def looping():
+    """A context in which files keep the loop over blocks that a CPU runs."""
+    from keras_cosattn.export import saved_model_archive
+
+    return mock.patch.object(saved_model_archive, "all_at_once", contextlib.nullcontext)
+
+
+def beside_loop(folder, steps=4096):
+    """Time of the causal sums with all steps at once, as files are made, and as a loop."""
+    from keras_cosattn.export import to_tflite
+
+    layer, paths, parts = causal_layer(steps), [], []
+    for context in (contextlib.nullcontext, looping):
+        for length in (steps, None):
+            paths.append(folder / f"{len(paths)}.tflite")
+            with context():
+                report = to_tflite(layer, paths[-1], signatures=["serve"], length=length)
+            parts.append(report.partitions["serve"])
+    times = run_program("litert_times", "turns", steps, *paths)
+    print(f"\n{f'{steps:,} steps':13}{'all at once':>17}{'loop':>17}{'ratio':>8}")
+    print(f"{'':13}" + 2 * f"{'parts':>7}{'ms':>10}")
+    for i, name in enumerate(("fixed length", "any length")):
+        whole, loop = (f"{parts[j]:7}{times[j]:10.2f}" for j in (i, i + 2))
+        print(f"{name:13}{whole}{loop}{times[i + 2] / times[i]:8.1f}", flush=True)
 
 
 def main():
@@ -249,6 +209,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         beside_softmax(pathlib.Path(folder), arguments.lengths)
         streaming(pathlib.Path(folder), arguments.steps)
+        beside_loop(pathlib.Path(folder))
 
 
 if __name__ == "__main__":

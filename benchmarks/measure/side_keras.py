@@ -56,6 +56,14 @@ def core(cell):
     what, n, causal, options = cell["what"], cell["n"], cell["causal"], cell["options"]
     if what in ("softmax", "softmax_cudnn"):
         return softmax(cell)
+    if what == "softmax_products":
+        from keras_cosattn.ops import fused
+
+        return lambda q, k, v: fused.attend(q, k, v, causal=causal)
+    if what == "windows":
+        from keras_cosattn.ops.windows import window_attention
+
+        return lambda q, k, v: window_attention(q, k, v, causal=causal, **options)[0]
     if what == "cosformer":
         return lambda q, k, v: cosformer(q, k, v, causal, n, **options)
     if what == "cosformer_packed":

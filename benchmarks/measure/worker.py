@@ -6,16 +6,16 @@
 `peak` measures its memory in a process that has done nothing else, `rates` measures the machine.
 """
 
-import contextlib
 import importlib
 import json
 import os
-import pathlib
 import re
 import sys
 import time
 
 import numpy as np
+
+from measure.resident import largest_resident, reset_largest_resident
 
 SHORT = 64
 
@@ -67,24 +67,6 @@ class Served:
     def rates(self, cell):
         """Operations and bytes a second that the machine reaches with a product and a copy."""
         return self.side.rates(cell["dtype"])
-
-
-def reset_largest_resident():
-    """Forget what building the inputs took, where the system can."""
-    with contextlib.suppress(OSError):
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
-def largest_resident():
-    """Bytes. `ru_maxrss` begins with what the parent held; Linux knows better."""
-    try:
-        status = pathlib.Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
-    except (OSError, TypeError):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def answer(served, request):

@@ -60,9 +60,8 @@ _all_at_once: contextvars.ContextVar[bool] = contextvars.ContextVar(
 def all_at_once() -> Iterator[None]:
     """Take all steps at once in the context, whatever sizes are given.
 
-    Files for TFLite are made so. On LiteRT, one thread, 4,096 steps of 4 heads of 16, causal
-    cosFormer took 2.4 ms so, and 5.1 to 7.0 ms as a loop; and XNNPACK cannot run the loop if the
-    number of steps is not fixed.
+    Files for TFLite are made so. `benchmarks/on_device.py` measures both: on LiteRT the loop is
+    slower, and XNNPACK cannot run it if the number of steps is not fixed.
     """
     token = _all_at_once.set(True)
     try:

@@ -67,9 +67,9 @@ def attend(
 def _has_operation(k, v):
     """Whether the backend's operation is faster and as exact as two products.
 
-    On TensorFlow it is not: at 4,096 causal steps, 8 heads of 64 and two CPU cores, XLA's forward
-    and gradient took 2,700 ms, and 1,000 ms in two products. On JAX and PyTorch it computes float64
-    in float32, and takes as many heads of values as of keys. On JAX these have one size.
+    On TensorFlow it is not: `benchmarks/formulations.py` measures both, and XLA's gradient is
+    faster in two products. On JAX and PyTorch it computes float64 in float32, and takes as many
+    heads of values as of keys. On JAX these have one size.
     """
     if backend.standardize_dtype(v.dtype) == "float64" or k.shape[2] != v.shape[2]:
         return False
