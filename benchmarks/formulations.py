@@ -5,7 +5,8 @@
 The forms of the first table are arguments of `causal_cosine_attention`, so that it can be measured
 again when the sums change; each stands beside what was predicted for it. The second table is of
 `window_attention`, all at once and with a `block_size`; the third of softmax over the whole past,
-as Keras computes it and in two products. Outputs and gradients of all forms of a table must agree
+as Keras computes it and in two products; the last of few steps, where the weights of all pairs are
+chosen in place of the sums. Outputs and gradients of all forms of a table must agree
 before they are timed. Then they take turns in one process, and the median of the turns counts.
 Peak memory is that of forward + gradient in a process for each form. The tables are
 `benchmarks/results/formulations.md`.
@@ -26,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import tensorflow as tf
-from measure import results, softmax_forms, sum_forms
+from measure import few_steps_forms, results, softmax_forms, sum_forms
 
 
 def arguments_of(line=None):
@@ -69,6 +70,9 @@ def main():
         table(softmax_forms.window_rows(given)),
         "\n## Softmax over the whole past\n\n",
         table(softmax_forms.whole_rows(given)),
+        "\n## Few steps\n\nThe time of Keras's softmax, and ratios to it. The sums are what longer "
+        "inputs take; the columns before them are what is chosen.\n\n",
+        table(few_steps_forms.rows(given)),
     ]
     results.write(given.output / "formulations.md", "".join(lines))
     print("".join(lines))
