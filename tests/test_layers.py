@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from support import BACKEND, assert_close
-from variants import CASES, CAUSAL, PLAIN, WIDTH, build, inputs
+from variants import CASES, CAUSAL, PLAIN, WIDTH, build, inputs, layer_of
 
 from keras_cosattn import CosFormerAttention, LinearAttention, SoftmaxAttention
 
@@ -97,10 +97,10 @@ def train_in_half_precision(case, policy, length, steps):
     cls, arguments = CASES[case]
     arguments = {**arguments, **({"max_length": length} if "max_length" in arguments else {})}
     x = keras.Input((length, 8), dtype="float32")
-    with_policy = {"dtype": policy}
-    layer = cls(2, 8, **arguments, **with_policy)
-    hidden = keras.layers.Dense(8, **with_policy)(x)
-    y = keras.layers.Dense(1, dtype="float32")(layer(hidden, hidden, use_causal_mask=True))
+    layer = layer_of(cls, 2, 8, **arguments, dtype=policy)
+    hidden = keras.layers.Dense(8, dtype=policy)(x)
+    mixed = layer(hidden, hidden, use_causal_mask=case in CAUSAL)
+    y = keras.layers.Dense(1, dtype="float32")(mixed)
     model = keras.Model(x, y)
     optimizer = keras.optimizers.Adam(1e-3)
     if policy == "mixed_float16":
