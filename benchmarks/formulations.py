@@ -8,8 +8,8 @@ again when the sums change; each stands beside what was predicted for it. The se
 as Keras computes it and in two products; the last of few steps, where the weights of all pairs are
 chosen in place of the sums. Outputs and gradients of all forms of a table must agree
 before they are timed. Then they take turns in one process, and the median of the turns counts.
-Peak memory is that of forward + gradient in a process for each form. The tables are
-`benchmarks/results/formulations.md`.
+Peak memory is that of forward + gradient, compiled before, in a process for each form. The tables
+are `benchmarks/results/formulations.md`.
 
 The prediction is the time of the products, the masked half included, at the rate of a product of
 2,048 x 2,048, and of the tensors that leave the cache at the rate of a copy into fresh memory. It

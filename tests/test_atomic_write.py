@@ -12,20 +12,10 @@ from keras_cosattn.atomic_write import atomic_write
 
 
 def test_the_umask_decides_the_modes_of_files_and_folders(tmp_path):
-    program = """
-import os, pathlib, sys
-from keras_cosattn.atomic_write import atomic_write
-os.umask(0o027)
-with atomic_write("file") as new:
-    new.write_text("new")
-with atomic_write("folder", folder=True) as new:
-    (new / "inner").mkdir(0o700)
-    (new / "inner" / "file").write_text("new")
-"""
-    path = pathlib.Path(__file__).parent.parent
+    tests = pathlib.Path(__file__).parent
     subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(path)},
+        [sys.executable, tests / "programs" / "write_with_umask.py"],
+        cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(tests.parent)},
     )  # fmt: skip
     modes = {"file": 0o640, "folder": 0o750, "folder/inner": 0o750, "folder/inner/file": 0o640}
     for name, mode in modes.items():

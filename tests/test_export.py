@@ -26,6 +26,7 @@ from keras_cosattn import export as exporting
 from keras_cosattn.export import checks
 
 RECIPES = pathlib.Path(exporting.__file__).parent
+PROGRAMS = pathlib.Path(__file__).parent / "programs"
 CHANNELS = 6
 
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
@@ -135,24 +136,11 @@ def test_a_saved_model_streams_in_a_process_without_keras_or_this_package(model,
     assert report.largest_difference < 1e-5
     x = inputs(rng, 3, 20, CHANNELS)
     np.save(tmp_path / "x.npy", x)
-    program = """
-import sys
-import numpy as np, tensorflow as tf
-for name in ("keras", "keras_cosattn"):
-    sys.modules[name] = None
-loaded = tf.saved_model.load("saved")
-x, state = np.load("x.npy"), {}
-for name, spec in loaded.signatures["step"].structured_input_signature[1].items():
-    if name != "x":
-        state[name] = tf.zeros([3, *spec.shape[1:]], spec.dtype)
-found = dict(loaded.signatures["prefill"](x=tf.constant(x[:, :13]), **state))
-y = [found.pop("y")]
-for i in range(13, 20):
-    found = dict(loaded.signatures["step"](x=tf.constant(x[:, i : i + 1]), **found))
-    y.append(found.pop("y"))
-np.save("y.npy", np.concatenate(y, axis=1))
-"""
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    command = [
+        sys.executable, PROGRAMS / "without_modules.py", "keras,keras_cosattn",
+        PROGRAMS / "stream_saved_model.py", path, "x.npy", "y.npy",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=tmp_path, check=True)
     assert_close(np.load(tmp_path / "y.npy"), model(x), 1e-5)
 
 
@@ -218,13 +206,8 @@ def test_what_cannot_be_exported_is_refused(model, tmp_path):
 
 
 def test_the_runner_needs_neither_tensorflow_nor_keras(tflite):
-    program = f"""
-import sys
-for name in ("tensorflow", "keras", "keras_cosattn"):
-    sys.modules[name] = None
-sys.path.insert(0, {str(RECIPES)!r})
-from run_on_device import Device, np
-device = Device({str(tflite[0])!r})
-assert np.isfinite(device.step(np.zeros((1, 1, {CHANNELS}), "float32"))).all()
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
+    command = [
+        sys.executable, PROGRAMS / "without_modules.py", "tensorflow,keras,keras_cosattn",
+        PROGRAMS / "step_on_device.py", RECIPES, tflite[0], CHANNELS,
+    ]  # fmt: skip
+    subprocess.run([*map(str, command)], check=True)

@@ -1,5 +1,6 @@
 """Files for GPU delegates: what is written for them, what is refused, and what float16 keeps."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ from keras_cosattn.export.float16 import LARGEST, SMALLEST
 from keras_cosattn.export.gpu_rules import gpu_problems
 from keras_cosattn.export.tflite_graph import TFLiteGraph
 
+ON_A_GPU = pathlib.Path(__file__).parent / "programs" / "serve_on_gpu.py"
 CHANNELS = 6
 MEANS_KEEP = 12.0  # dB; 14.3 were measured, and sums are infinite
 HALF = 1e-2  # float16 keeps 11 bits, through some products
@@ -205,30 +207,11 @@ def test_over_12_000_steps_means_in_float16_keep_what_sums_lose(rng):
     assert checks.sqnr([({"y": expected}, {"y": means})]) > MEANS_KEEP
 
 
-ON_A_GPU = """
-import sys
-import numpy as np
-from ai_edge_litert.compiled_model import CompiledModel
-from ai_edge_litert.hardware_accelerator import HardwareAccelerator
-from ai_edge_litert.interpreter import Interpreter
-model = CompiledModel.from_file(sys.argv[1], hardware_accel=HardwareAccelerator.GPU)
-assert model.is_fully_accelerated()
-index = model.get_signature_index("serve")
-x = np.random.default_rng(0).standard_normal((1, 16, 6)).astype("float32")
-takes, gives = model.create_input_buffers(index), model.create_output_buffers(index)
-takes[0].write(x)
-model.run_by_index(index, takes, gives)
-expected = Interpreter(sys.argv[1]).get_signature_runner("serve")(x=x)["y"]
-found = gives[0].read(expected.size, np.float32).reshape(expected.shape)
-print(np.abs(found - expected).max() / np.abs(expected).max())
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["LinearAttention-elu", "CosFormerAttention-endless"])
 def test_litert_runs_the_file_whole_on_a_gpu(case, tmp_path):
     to_gpu(of(layer(case)), tmp_path, signatures=["serve"])
-    program = [sys.executable, "-c", ON_A_GPU, tmp_path / "m.tflite"]
+    program = [sys.executable, ON_A_GPU, tmp_path / "m.tflite"]
     found = subprocess.run(program, capture_output=True, text=True)
     if "No adapters found" in found.stderr + found.stdout:
         pytest.skip("this machine has no GPU that LiteRT finds")

@@ -26,38 +26,7 @@ linux = pytest.mark.skipif(
 
 OLD_FILE = b"\x1c\x00\x00\x00TFL3 old"
 
-# Says when it begins, then replaces both files again and again.
-EXPORTS = """
-import keras
-from keras_cosattn import export
-x = keras.Input((None, 3))
-model = keras.Model(x, keras.layers.Dense(2)(x))
-while True:
-    export.to_tflite(model, "m.tflite", signatures=["serve"])
-    print("exported", flush=True)
-    export.to_saved_model(model, "m", signatures=["serve"])
-    print("exported", flush=True)
-"""
-
-# A folder without a model, and every line that puts it in place takes its time.
-REPLACEMENTS = """
-import itertools, sys, time
-from keras_cosattn import atomic_write as files
-
-def slowly(frame, event, argument):
-    if frame.f_code.co_filename == files.__file__:
-        time.sleep(0.001)
-        return slowly
-
-files._flush = lambda path: None
-for i in itertools.count():
-    with files.atomic_write("m", folder=True) as new:
-        for name in ("saved_model.pb", "variables"):
-            (new / name).write_text(str(i))
-    if i == 0:
-        print("exported", flush=True)
-        sys.settrace(slowly)
-"""
+PROGRAMS = pathlib.Path(__file__).parent / "programs"
 
 
 class Victim:
@@ -66,7 +35,7 @@ class Victim:
     def __init__(self, program, folder):
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program],
+            [sys.executable, PROGRAMS / program],
             cwd=folder, env=environment, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -102,7 +71,7 @@ def check_both(folder):
 
 
 def killed_exports(folder, rng, stops):
-    with Victim(EXPORTS, folder) as victim:
+    with Victim("export_again_and_again.py", folder) as victim:
         victim.wait()
         victim.wait()
         start = time.monotonic()
@@ -135,7 +104,7 @@ def test_exports_killed_at_more_moments_leave_whole_files(seed, tmp_path):
 
 @linux
 def test_there_is_no_moment_without_the_folder(tmp_path, rng):
-    with Victim(REPLACEMENTS, tmp_path) as victim:
+    with Victim("replace_slowly.py", tmp_path) as victim:
         victim.wait()
         seen = set()
         for wait in rng.uniform(0, 0.03, 150):

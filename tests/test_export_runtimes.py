@@ -1,6 +1,7 @@
 """The tables of what runtimes can do are what the runtimes say."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -9,37 +10,7 @@ from runtimes import tflite_runtime
 
 from keras_cosattn.export.runtime_ops import TFLITE_MICRO, TFLITE_RUNTIME_2_14
 
-LACKING = """
-import json, os, pathlib, sys
-lacking = []
-for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
-    reading, writing = os.pipe()
-    child = os.fork()  # some ops end the process where their inputs do not suit them
-    if child == 0:
-        os.dup2(writing, 1), os.dup2(writing, 2)
-        try:
-            load(path.read_bytes())
-        except Exception as error:
-            os.write(2, str(error).encode())
-        os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        said = pipe.read()
-    if b"Didn't find op" in said or b"builtin_code out of range" in said:
-        lacking.append(path.name)
-    os.waitpid(child, 0)
-print(json.dumps(lacking))
-"""
-LOAD = {
-    "tflite-runtime": """
-from tflite_runtime.interpreter import Interpreter
-load = lambda content: Interpreter(model_content=content)
-""",
-    "micro": """
-from tflite_micro import runtime
-load = lambda content: runtime.Interpreter.from_bytes(content, arena_size=1 << 16)
-""",
-}
+LACKING_OPS = pathlib.Path(__file__).parent / "programs" / "lacking_ops.py"
 
 
 def test_tflite_runtime_has_the_ops_of_the_table_in_no_later_version(tmp_path):
@@ -63,7 +34,7 @@ def lacking_ops(python, runtime, asked, folder):
     """Those (op, version) of `asked` that a runtime does not have."""
     for name, version in asked:
         (folder / f"{name} {version}").write_bytes(one_op(name, version))
-    program = [python, "-c", LOAD[runtime] + LACKING, folder]
+    program = [python, LACKING_OPS, runtime, folder]
     said = subprocess.run(program, stdout=subprocess.PIPE, check=True).stdout
     return {(name, int(version)) for name, version in map(str.split, json.loads(said))}
 

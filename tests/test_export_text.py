@@ -1,6 +1,8 @@
 """Text in: what the tokenizers give, in a file that needs neither Keras nor this package."""
 
 import importlib.util
+import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -20,6 +22,7 @@ needs_tensorflow_text = pytest.mark.skipif(
     reason="needs tensorflow-text: the extra `text`",
 )
 
+PROGRAMS = pathlib.Path(__file__).parent / "programs"
 TEXTS = ["", "a", "the Greatest, café!", "unable zzz", "日本 🙂", " \t\n", "a\x00b", "ÿ" * 30]
 PIECES = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "great", "##est", "##er", "cafe", "café", "un",
@@ -83,21 +86,17 @@ def lookup(size, length=None, dtype="int32"):
     return keras.Model(x, keras.layers.Embedding(size, 4)(x))
 
 
-def run_alone(path, texts, without=("keras", "keras_cosattn"), setup=""):
-    """ids and outputs of a SavedModel in a process that cannot import some modules."""
+def run_alone(path, texts, without=("keras", "keras_cosattn"), setup=()):
+    """ids and outputs of a SavedModel in a process that cannot import some modules.
+
+    The modules `setup` are imported before it is loaded.
+    """
     np.save(path.parent / "texts.npy", np.array([text.encode() for text in texts], object))
-    program = f"""
-import sys
-import numpy as np, tensorflow as tf
-for name in {without}:
-    sys.modules[name] = None
-{setup}
-loaded = tf.saved_model.load({str(path)!r})
-texts = tf.constant(np.load("texts.npy", allow_pickle=True))
-(ids,) = loaded.signatures["tokenize"](text=texts).values()
-np.savez("found.npz", ids=ids, y=loaded.signatures["serve_text"](text=texts)["y"])
-"""
-    subprocess.run([sys.executable, "-c", program], cwd=path.parent, check=True)
+    command = [
+        sys.executable, PROGRAMS / "without_modules.py", ",".join(without),
+        PROGRAMS / "serve_text.py", path, "texts.npy", "found.npz", *setup,
+    ]  # fmt: skip
+    subprocess.run(command, cwd=path.parent, check=True)
     found = np.load(path.parent / "found.npz")
     return found["ids"], found["y"]
 
@@ -168,20 +167,14 @@ def test_word_pieces_in_a_file_that_streams_too(tmp_path):
     assert report.signatures["serve_text"]["outputs"] == {"y": [[None, None, 3], "float32"]}
     assert export.describe(tmp_path / "m")["needs"] == ["tensorflow_text"]
     # `import tensorflow_text` itself imports Keras.
-    without, setup = ("keras_cosattn",), "import tensorflow_text"
+    without, setup = ("keras_cosattn",), ("tensorflow_text",)
     ids, y = run_alone(tmp_path / "m", TEXTS, without, setup)
     np.testing.assert_array_equal(ids, padded([[2, *word_piece_ids(text)] for text in TEXTS]))
     assert_close(y, model(ids), 1e-5)
-    verify = f"""
-import sys
-sys.path[:0] = {sys.path!r}
-import keras, keras_cosattn
-from keras_cosattn import export
-model = keras.models.load_model("m.keras")
-assert export.verify(model, "m", verbose=0).differences["serve_text"] < 1e-5
-"""
     model.save(tmp_path / "m.keras")
-    subprocess.run([sys.executable, "-c", verify], cwd=tmp_path, check=True)
+    command = [sys.executable, PROGRAMS / "verify_text.py", "m.keras", "m"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(command, cwd=tmp_path, check=True, env=environment)
 
 
 def test_a_layer_of_keras_is_a_tokenizer_with_its_table_in_the_file(tmp_path):

@@ -22,32 +22,9 @@ from keras_cosattn import CausalConv1D, CosFormerAttention, TransformerDecoder, 
 from keras_cosattn.export import checks, to_tflite
 
 RUNNER = pathlib.Path(checks.__file__).with_name("run_on_device.py")
+PROGRAMS = pathlib.Path(__file__).parent / "programs"
+WITHOUT_TENSORFLOW = PROGRAMS / "without_modules.py", "tensorflow,keras,keras_cosattn"
 LENGTH, CHANNELS, SEED = 4096, 6, 0
-CUT_OFF = """
-import runpy, sys
-for name in ("tensorflow", "keras", "keras_cosattn"):
-    sys.modules[name] = None
-runpy.run_path("run_on_device.py", run_name="__main__")
-"""
-ON_MICRO = """
-import json, sys, zipfile
-import numpy as np
-from tflite_micro import runtime
-
-path, x, y = sys.argv[1:]
-with zipfile.ZipFile(path) as archive:
-    about = json.loads(archive.read("keras_cosattn.json"))
-micro = runtime.Interpreter.from_file(path, arena_size=about["arena_bytes"])
-_, *state = about["signatures"]["step"]["inputs"].values()
-state, outputs = [np.zeros(*spec) for spec in state], []
-for step in np.load(x)[0][:, None, None]:
-    for i, tensor in enumerate([step, *state]):
-        micro.set_input(tensor, i)
-    micro.invoke()
-    output, *state = [micro.get_output(i) for i in range(1 + len(state))]
-    outputs.append(output)
-np.save(y, np.concatenate(outputs, axis=1))
-"""
 
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
 
@@ -164,7 +141,8 @@ def of(files):
 
 @of([file for file in FILES if file.name in QUICK])
 def test_a_copied_file_and_runner_give_what_keras_gives(exported):
-    assert_as_keras(exported, on_the_device(exported, sys.executable, "-c", CUT_OFF))
+    start = [*WITHOUT_TENSORFLOW, "run_on_device.py"]
+    assert_as_keras(exported, on_the_device(exported, sys.executable, *start))
 
 
 @pytest.mark.slow
@@ -173,8 +151,9 @@ def test_in_an_environment_without_tensorflow_a_file_gives_what_keras_gives(expo
     python = environment_of(exported.file.runtime)
     found = subprocess.run([python, "-c", "import tensorflow"], capture_output=True, text=True)
     assert "No module named 'tensorflow'" in found.stderr
-    start = ["-c", ON_MICRO] if exported.file.runtime == "micro" else ["run_on_device.py"]
-    assert_as_keras(exported, on_the_device(exported, python, *start))
+    on_micro = exported.file.runtime == "micro"
+    program = PROGRAMS / "stream_on_micro.py" if on_micro else "run_on_device.py"
+    assert_as_keras(exported, on_the_device(exported, python, program))
 
 
 def environment_of(runtime):

@@ -61,6 +61,6 @@ def rows(title, named, lengths, given):
 
 
 def peak(cell):
-    """MiB of a call in a process of its own."""
+    """MiB of a call that is compiled already, in a process of its own."""
     with contextlib.closing(Worker(cell.worker)) as worker:
-        return worker.ask("peak", cell=cell.request())
+        return worker.ask("peak", warm=True, cell=cell.request())
