@@ -61,7 +61,7 @@ def all_at_once() -> Iterator[None]:
     """Take all steps at once in the context, whatever sizes are given.
 
     Files for TFLite are made so. `benchmarks/on_device.py` measures both: on LiteRT the loop is
-    slower, and XNNPACK cannot run it if the number of steps is not fixed.
+    slower.
     """
     token = _all_at_once.set(True)
     try:

@@ -15,8 +15,8 @@ def append(cache: Tensor, new: Tensor, position: Tensor, mask: Tensor | None = N
     """Return the cache with new steps stored in their slots.
 
     Numbers are moved and not computed: a product with zeros and ones would round them on devices
-    whose products round their operands. It would also be slower in TFLite, by 12 % for a step into
-    1,024 slots, and by 17 % for 64 steps. This takes O(n h d) time, and O(n t) more with a mask.
+    whose products round their operands, and would be slower in TFLite. This takes O(n h d) time,
+    and O(n t) more with a mask.
 
     Args:
         cache: Tensor `(b, n, h, d)` with n slots.
@@ -62,8 +62,7 @@ def _scatter(cache, new, position, mask):
     """Return what `append` does, for JAX, which drops what it would write outside of the cache.
 
     This writes into a cache that the caller gives away. With `where`, XLA computes the new cache
-    twice on CPUs: with 4,096 slots, 8 heads of 64 and two cores, storing and attending took 8 ms,
-    and 2.5 ms with this.
+    twice on CPUs.
     """
     b, t = ops.shape(position)
     if mask is not None:
