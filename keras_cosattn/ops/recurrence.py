@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +39,17 @@ def states_before_and_after(
         return arrays.zeros_in_time(ops.expand_dims(state, 1), 0), state
 
     def body(state, block):
-        inputs = {name: x[:, 0] for name, x in block.items()}
+        b = ops.shape(state)[0]
+        inputs = {name: ops.reshape(x, (b, *shapes[name])) for name, x in block.items()}
         return step(inputs, state), ops.expand_dims(state, 1)
 
-    after, before = block_scan(body, state, inputs, block_size=1)
+    # One step is a row here: tflite-micro slices 4 axes at most.
+    shapes = {name: x.shape[2:] for name, x in inputs.items()}
+    rows = {name: _rows(x) for name, x in inputs.items()}
+    after, before = block_scan(body, state, rows, block_size=1)
     return before, after
+
+
+def _rows(x):
+    """`x (b, n, ...)` as `(b, n, width)`."""
+    return ops.reshape(x, (*ops.shape(x)[:2], math.prod(x.shape[2:])))

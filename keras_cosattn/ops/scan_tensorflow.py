@@ -233,6 +233,9 @@ class _Scan:
         if isinstance(self.length, int):
             return x
         missing = tf.maximum(self.size - self.length, 0)  # without zeros, nothing is copied
+        if x.dtype == tf.bool:  # TFLite of 2023 pads numbers only
+            flags = tf.zeros([*tensor_lists.known_shape(x)[:1], missing, *x.shape[2:]], tf.bool)
+            return tf.concat([x, flags], axis=1)
         return tf.pad(x, [[0, 0], [0, missing]] + [[0, 0]] * (len(x.shape) - 2))
 
     def _rest(self, x):
