@@ -38,6 +38,8 @@ def of(layer):
 
 
 def layer(case):
+    # With some weights a normaliser is below what float16 holds, and the export is refused.
+    keras.utils.set_random_seed(0)
     cls, arguments = CASES[case]
     return layer_of(cls, 4, 5, num_key_value_heads=2, **arguments)
 
