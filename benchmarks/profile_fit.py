@@ -12,7 +12,6 @@ it does once. The table is written to
 
 import argparse
 import collections
-import gc
 import json
 import pathlib
 import statistics
@@ -230,8 +229,6 @@ def timed(parts, repeats):
     for run in parts.values():
         run()
         run()
-    gc.collect()
-    gc.freeze()  # a collection among the graphs of all parts would count for the part it falls into
     for _ in range(repeats):
         for name, run in parts.items():
             start = time.perf_counter()
