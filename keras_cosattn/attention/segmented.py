@@ -61,9 +61,9 @@ class SegmentedAttention(Attention):
             `None` the layer cannot stream with them. Without `summaries` a stream has no end, and
             `max_length` must be `None`. Whole sequences may have any length. Defaults to `None`.
         block_size: Integer, the number of steps whose weights are in memory at once, rounded up to
-            whole segments. A loop then goes over the sequence, slower and in less memory.
-            With `None`, and in training with dropout, all steps are computed at once. Defaults to
-            `None`.
+            whole segments. The layer then loops over the sequence, which is slower and needs less
+            memory. With `None`, and in training with dropout, it computes all steps at once.
+            Defaults to `None`.
         **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads` and
             `seed`.
 

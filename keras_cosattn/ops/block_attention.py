@@ -6,6 +6,8 @@ its index, its segment or its bucket. So windows, segments and sorted buckets ar
 Blocks are a batch axis. With `block_size`, a loop takes some of them at a time with the keys around
 them, so the scores of the whole sequence are never in memory together.
 
+A block of queries has C steps. `block_size` counts the steps of an iteration of the loop.
+
 Shapes: n blocks of C steps, z = b * n; S = (before + 1 + after) C keys for each block.
 """
 
