@@ -18,6 +18,7 @@ from keras_cosattn import (
 )
 from keras_cosattn import export as exporting
 from keras_cosattn.export import checks, file_runners
+from keras_cosattn.export.calibration import calibration_calls
 from keras_cosattn.export.check_inputs import stream_check
 from keras_cosattn.export.export_options import ExportOptions
 from keras_cosattn.export.export_plan import make_plan
@@ -118,6 +119,16 @@ def test_a_short_sample_is_repeated_until_every_signature_has_its_steps():
     pieces, given, expected = stream_check(plan)
     assert pieces[:2] == [("prefill", 0, 40), ("step", 40, 41)]
     assert given["x"].shape[1] == expected["y"].shape[1] == pieces[-1][-1]
+
+
+def test_calibration_sees_what_happens_once_in_any_number_of_steps():
+    examples = [np.tile(np.arange(256.0)[None, :, None], (1, 1, CHANNELS))] * 4
+    plan = make_plan(causal(), examples[0], ExportOptions(["step"]))
+    calls = calibration_calls(plan, lambda name, given: given, examples)
+    taken = {int(given["x"][0, 0, 0]) for _, given in calls}
+    assert len(calls) < 4 * 100
+    for period in range(1, 65):
+        assert taken & set(range(period - 1, 256, period)), period
 
 
 def test_a_stream_begins_with_init_or_reset(tmp_path, rng, step_file):
