@@ -14,8 +14,10 @@ import pathlib
 import pickle
 import sys
 
-import numpy as np
+from litert_quantizer.calibrator import Calibrator
 from litert_quantizer.quantizer import Quantizer
+from litert_quantizer.recipe_manager import RecipeManager
+from litert_quantizer.utils.qsv_utils import min_max_update
 
 
 def quantize(content, configurations, calibration):
@@ -23,23 +25,21 @@ def quantize(content, configurations, calibration):
     quantizer = Quantizer(bytearray(content))
     for method, arguments, options in configurations:
         getattr(quantizer, method)(*arguments, **options)
-    ranges = None if calibration is None else merged_ranges(quantizer, calibration)
+    ranges = None if calibration is None else seen_ranges(quantizer, content, calibration)
     return bytes(quantizer.quantize(ranges).quantized_model)
 
 
-def merged_ranges(quantizer, calibration):
+def seen_ranges(quantizer, content, calibration):
     """Tensor name -> smallest and largest value seen.
 
-    The quantizer's own calibration averages the extremes over the samples, which clips rare values.
+    `Quantizer.calibrate` averages the extremes over the samples, which clips rare values.
     """
-    merged = {}
+    recipe = RecipeManager()
+    recipe.load_quantization_recipe(quantizer.get_quantization_recipe())
+    calibrator = Calibrator(content, qsv_update_func=min_max_update)
     for signature, inputs in calibration:
-        for name, seen in quantizer.calibrate({signature: [inputs]}).items():
-            if name in merged and "min" in seen:
-                low, high = merged[name]["min"], merged[name]["max"]
-                seen = {"min": np.minimum(low, seen["min"]), "max": np.maximum(high, seen["max"])}
-            merged[name] = {**merged.get(name, {}), **seen}
-    return merged
+        calibrator.calibrate({signature: [inputs]}, recipe)
+    return calibrator.get_model_qsvs()
 
 
 def main(folder):
