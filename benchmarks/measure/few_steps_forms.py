@@ -3,7 +3,12 @@
 import keras
 import tensorflow as tf
 
-from keras_cosattn.ops import causal_cosine_attention, cosine_attention, linear_attention
+from keras_cosattn.ops import (
+    causal_cosine_attention,
+    cosine_attention,
+    elu_plus_one,
+    linear_attention,
+)
 from keras_cosattn.ops.block_size import all_at_once
 from measure import forms
 
@@ -42,7 +47,7 @@ def timed(causal, arrays, gradient, jit):
         return cosine_attention(q, k, v, max_length=8192)
 
     def linear(q, k, v):
-        return linear_attention(q, k, v, causal=causal)[0]
+        return linear_attention(elu_plus_one(q), elu_plus_one(k), v, causal=causal)[0]
 
     def sums_of(attention):
         def call(*arrays):
