@@ -12,6 +12,7 @@ beyond the four projections finds them in the argument `more`, by name.
 from typing import NamedTuple
 
 import numpy as np
+import recurrent_references
 
 
 class How(NamedTuple):
@@ -422,6 +423,27 @@ def _read_by_delta_rule(q, k, sees, segment):
     return _divide(q @ matrix, q @ total)
 
 
+def windowed_linear_weights(q, k, how=EVERYTHING, window=64, feature_map=None, *, more, **_):
+    """`g exp(q_t . k_s / sqrt(d) - c_t)` for `t - w < s <= t`, `phi(q_t) . phi(k_s)` before that.
+
+    `c_t` is the largest score in the window, and `g = sigmoid(beta)`. Zhang et al., 2024
+    (LoLCATs), eq. 7. Without a feature map, phi is Hedgehog's with softmax.
+    """
+    query, key = _both_positions(q.shape[1], k.shape[1], how)
+    in_window = query - key < window
+    sees = allowed(q.shape[1], k.shape[1], how)
+    logits = np.where(sees & in_window, inner(q, k) / np.sqrt(q.shape[3]), -np.inf)
+    largest = np.max(logits, axis=-1, keepdims=True)
+    weights = np.exp(logits - np.where(np.isfinite(largest), largest, 0))
+    if feature_map is None:
+        phi_q, phi_k = hedgehog(q, k, True, more)
+        linear = inner(phi_q, phi_k) * sees
+    else:
+        linear = linear_weights(q, k, how, feature_map, more)
+    g = 1 / (1 + np.exp(-more["window_factor"]))[:, None, None]
+    return g * weights + linear * ~in_window
+
+
 def _in_one_sequence(bucket, how):
     """Which pairs of real steps share segment and bucket, `(b, h, t, t)`, of `bucket (b, t, h)`."""
     bucket, t = np.swapaxes(bucket, 1, 2), bucket.shape[1]
@@ -501,6 +523,7 @@ REFERENCES = {
     "LowRankAttention": low_rank_weights,
     "NystromAttention": nystrom_weights,
     "SegmentedAttention": segmented_weights,
+    "WindowedLinearAttention": windowed_linear_weights,
     "LSHAttention": lsh_weights,
     "ClusteredRoutingAttention": clustered_routing_weights,
 }
@@ -670,6 +693,7 @@ def recurrent_memory_tokens(
 WHOLE = {
     "RoutedAttention": routed_attention,
     "HierarchicalAttention": hierarchical_attention,
+    **recurrent_references.WHOLE,
 }
 """Class name -> function `(weights, query, value, key, how, **arguments) -> (b, t, m)`."""
 
@@ -726,11 +750,31 @@ def projected(name, weights, query, value, key=None, how=EVERYTHING, **arguments
     query, value, key = _float64(query, value, value if key is None else key)
     q, v = heads(query, "query"), heads(value, "value")
     k = heads(key, "key") if "key" in weights else q
-    if "more" in weights:
-        arguments = {**arguments, "more": weights["more"]}
+    more = weights.get("more", {})
+    if "query_conv" in more:
+        q = short_convolution(q, more["query_conv"], how.query_mask, how.segment_ids)
+        k, v = (
+            short_convolution(x, more[f"{name}_conv"], how.key_mask, how.segment_ids)
+            for name, x in (("key", k), ("value", v))
+        )
+    if more:
+        arguments = {**arguments, "more": more}
     kernel, bias = weights["attention_output"]
     mixed = attention(name, q, k, v, how, **arguments)
     return np.einsum("bthe,hem->btm", mixed, kernel) + bias
+
+
+def short_convolution(x, kernel, mask=None, segment_ids=None):
+    """`silu(sum_j w_j x_(t - K + 1 + j))` over the real steps of each segment, x `(b, t, h, d)`."""
+    b, t = x.shape[:2]
+    real = np.ones((b, t), bool) if mask is None else np.asarray(mask, bool)
+    segment = np.zeros((b, t), int) if segment_ids is None else segments(segment_ids)
+    out = np.zeros_like(x)
+    for i in range(b):
+        for number in np.unique(segment[i]):
+            steps = np.flatnonzero(real[i] & (segment[i] == number))
+            out[i, steps] = recurrent_references.convolve(x[i, steps], kernel)
+    return recurrent_references.silu(out)
 
 
 def _float64(*arrays):

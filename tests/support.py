@@ -200,9 +200,7 @@ def _weights_by_name(layer, exact):
     projections = {id(w) for part in parts.values() for w in part.weights}
     rest = [w for w in layer.weights if id(w) not in projections]
     names = [w.name for w in rest]
-    # Where two have one name, with that of the layer they are in.
-    more = {
-        w.name if names.count(w.name) == 1 else "/".join(w.path.split("/")[-2:]): exact(w)
-        for w in rest
-    }
+    # With the name of the layer that they are in, and without it where no other has their name.
+    more = {"/".join(w.path.split("/")[-2:]): exact(w) for w in rest}
+    more |= {w.name: exact(w) for w in rest if names.count(w.name) == 1}
     return {**pairs, "more": more} if more else pairs

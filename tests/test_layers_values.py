@@ -49,6 +49,8 @@ VARIANTS = {
             "routing_iterations": 2,
         },
     ),
+    "elu+1_conv": ("LinearAttention", {"feature_map": "elu+1", "conv_size": 3}),
+    "max_length_conv": ("CosFormerAttention", {"max_length": 300, "conv_size": 4}),
     "low_rank": ("LowRankAttention", {"max_length": 300, "rank": 6, "share_heads": False}),
     "low_rank_shared": (
         "LowRankAttention",
@@ -62,6 +64,12 @@ VARIANTS = {
         {"segment_length": 4, "look_back": 1, "summaries": "mean"},
     ),
     "segmented_attention": ("SegmentedAttention", {"segment_length": 7, "summaries": "attention"}),
+    "windowed_linear": ("WindowedLinearAttention", {"window": 6}),
+    "windowed_linear_elu": (
+        "WindowedLinearAttention",
+        {"window": 5, "feature_map": "elu+1", "block_size": 9},
+    ),
+    "windowed_linear_chunks": ("WindowedLinearAttention", {"window": 9, "block_size": 200}),
     "taylor": ("LinearAttention", {"feature_map": "taylor"}),
     "positive": ("PerformerAttention", {"num_random_features": 12, "seed": 3}),
     "trigonometric": (
@@ -81,6 +89,15 @@ VARIANTS = {
         "ClusteredRoutingAttention",
         {"num_clusters": 5, "cluster_size": 4, "strict": False, "seed": 3},
     ),
+    "decayed_cosformer": ("DecayedCosFormerAttention", {"horizon": 16}),
+    "retention": ("RetentionAttention", {}),
+    "retention_conv": ("RetentionAttention", {"decay": "lightning", "conv_size": 3}),
+    "gated_linear": ("GatedLinearAttention", {"gate_low_rank_dim": 3}),
+    "gated_linear_conv": ("GatedLinearAttention", {"gate_logit_normalizer": 0.5, "conv_size": 2}),
+    "delta_net": ("DeltaRuleAttention", {}),
+    "gated_delta_net": ("DeltaRuleAttention", {"gated": True, "allow_neg_eigval": True}),
+    "kimi_delta": ("DeltaRuleAttention", {"gated": "channel", "conv_size": None}),
+    "mamba2": ("Mamba2Attention", {"num_groups": 3}),
     "hierarchical_two": ("HierarchicalAttention", {"unit_sizes": (8,), "aggregator": "mean"}),
     "hierarchical_three": ("HierarchicalAttention", {"unit_sizes": (5, 4)}),
 }
@@ -138,7 +155,7 @@ def build(variant, shapes, rng, grouped, **arguments):
     layer.build(*shapes)
     for variable in layer.trainable_variables:
         variable.assign(rng.normal(size=variable.shape, scale=0.4))
-    if layer.use_bias and name in PLAIN:
+    if layer.use_bias and name in {*PLAIN, "DecayedCosFormerAttention"}:
         # Two features are surely positive: with relu, the output jumps where none is. All are
         # with identity: weights of both signs could cancel, and their sum is divided by.
         positive = slice(None) if variant == "identity" else slice(2)

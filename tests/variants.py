@@ -37,6 +37,10 @@ OPTIONS = {
         "windows": {"segment_length": 4, "look_back": 1},
         "summaries": {"segment_length": 3, "summaries": "attention", "max_length": 300},
     },
+    "WindowedLinearAttention": {
+        "hedgehog": {"window": 4},
+        "elu": {"window": 3, "feature_map": "elu+1", "block_size": 5},
+    },
     "PerformerAttention": {
         "positive": {"num_random_features": 12, "seed": 3},
         "trigonometric": {
@@ -44,6 +48,7 @@ OPTIONS = {
             "features": TrigonometricFeatures(1.5),
             "seed": 5,
         },
+        "conv": {"num_random_features": 12, "conv_size": 3, "seed": 3},
     },
     "LSHAttention": {
         "buckets": {
@@ -57,6 +62,21 @@ OPTIONS = {
     "ClusteredRoutingAttention": {
         "strict": {"num_clusters": 3, "cluster_size": 4, "max_length": 300, "seed": 3},
     },
+    "DecayedCosFormerAttention": {"horizon": {"horizon": 8}},
+    "RetentionAttention": {
+        "retnet": {"chunk_size": 4},
+        "conv": {"decay": "lightning", "conv_size": 3, "position": None},
+    },
+    "GatedLinearAttention": {
+        "gates": {"gate_low_rank_dim": 2, "gate_logit_normalizer": 2.0},
+        "conv": {"gate_low_rank_dim": 4, "conv_size": 4, "use_output_gate": False},
+    },
+    "DeltaRuleAttention": {
+        "delta_net": {"chunk_size": 4},
+        "gated": {"gated": True, "allow_neg_eigval": True},
+        "channel": {"gated": "channel", "conv_size": None},
+    },
+    "Mamba2Attention": {"groups": {"num_groups": 3}, "one_group": {"chunk_size": 5}},
     "HierarchicalAttention": {
         "two": {"unit_sizes": (4,), "max_length": 300},
         "three": {"unit_sizes": (3, 2), "aggregator": "mean", "max_length": 300},

@@ -36,6 +36,17 @@ def own_copy(value: Any, dtype: Any) -> Any:
     return value.clone(dtype) if isinstance(value, Component) else value
 
 
+def saved_form(value: Any) -> Any:
+    """Return the dict from which Keras makes an object again, the same before and after `build`.
+
+    The layer that gets the object builds it, so shapes are left out.
+    """
+    config = keras.saving.serialize_keras_object(value)
+    if isinstance(config, dict):
+        config.pop("build_config", None)
+    return config
+
+
 def _integer(name, value, least):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(

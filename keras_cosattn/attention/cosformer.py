@@ -14,7 +14,7 @@ from keras_cosattn.ops.cosine_weights import cosine_weights
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from keras_cosattn.attention.options import AttentionOptions
+    from keras_cosattn.attention.options import SumsOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -61,6 +61,8 @@ class CosFormerAttention(SumsAttention):
             Defaults to `None`: 128 on CPUs, 64 elsewhere.
         block_size: int, the number of steps that one iteration of the loop over the sequence takes.
             Defaults to `None`: one chunk on CPUs, 8,192 steps elsewhere.
+        conv_size: int, the number of steps of a short causal convolution of queries, keys and
+            values, each channel by itself, with SiLU after it. Defaults to `None`, none.
         *args, **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads`
             and `seed`.
 
@@ -103,7 +105,7 @@ class CosFormerAttention(SumsAttention):
         horizon: int | None = None,
         chunk_size: int | None = None,
         block_size: int | None = None,
-        **kwargs: Unpack[AttentionOptions],
+        **kwargs: Unpack[SumsOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         if max_length is not None and horizon is not None:

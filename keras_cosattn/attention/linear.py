@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
-from keras_cosattn.attention.arguments import optional, own_copy, positive
+from keras_cosattn.attention.arguments import optional, own_copy, positive, saved_form
 from keras_cosattn.attention.sums import SumsAttention
 from keras_cosattn.feature_maps import DPFPFeatures, FeatureMap, HedgehogFeatures
 from keras_cosattn.ops import arrays, pointwise_features
@@ -17,7 +17,7 @@ from keras_cosattn.ops.linear import linear_attention, linear_weights
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from keras_cosattn.attention.options import AttentionOptions
+    from keras_cosattn.attention.options import SumsOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -50,6 +50,8 @@ class LinearAttention(SumsAttention):
             Defaults to `None`: 128 on CPUs, 64 elsewhere.
         block_size: int, the number of steps that one iteration of the loop over the sequence takes.
             Defaults to `None`: one chunk on CPUs, 8,192 steps elsewhere.
+        conv_size: int, the number of steps of a short causal convolution of queries, keys and
+            values, each channel by itself, with SiLU after it. Defaults to `None`, none.
         *args, **kwargs: Other arguments of `Attention`, such as `dropout`, `num_key_value_heads`
             and `seed`.
 
@@ -81,7 +83,7 @@ class LinearAttention(SumsAttention):
         feature_map: pointwise_features.FeatureMapName | FeatureMap | Callable[..., Any] = "elu+1",
         chunk_size: int | None = None,
         block_size: int | None = None,
-        **kwargs: Unpack[AttentionOptions],
+        **kwargs: Unpack[SumsOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         self.feature_map = feature_map = own_copy(feature_map, self.dtype_policy)
@@ -155,7 +157,7 @@ class LinearAttention(SumsAttention):
     def get_config(self) -> dict[str, Any]:
         feature_map = self.feature_map
         if callable(feature_map):
-            feature_map = keras.saving.serialize_keras_object(feature_map)
+            feature_map = saved_form(feature_map)
         return {
             **super().get_config(),
             "feature_map": feature_map,

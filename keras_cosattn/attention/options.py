@@ -27,3 +27,16 @@ class AttentionOptions(LayerOptions, total=False):
     seed: int | None
     num_key_value_heads: int | None
     position: Any
+
+
+class SumsOptions(AttentionOptions, total=False):
+    """The same for the linear layers."""
+
+    conv_size: int | None
+
+
+class DecayedOptions(AttentionOptions, total=False):
+    """The same for the layers whose sums fade."""
+
+    norm_epsilon: float
+    chunk_size: int | None

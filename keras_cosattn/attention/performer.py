@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_cosattn.attention.arguments import optional, own_copy, positive
+from keras_cosattn.attention.arguments import optional, own_copy, positive, saved_form
 from keras_cosattn.attention.sums import SumsAttention
 from keras_cosattn.feature_maps import PositiveFeatures, TrigonometricFeatures
 from keras_cosattn.ops.linear import linear_attention, linear_weights
@@ -16,7 +16,7 @@ from keras_cosattn.ops.random_features import orthogonal_projection
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from keras_cosattn.attention.options import AttentionOptions
+    from keras_cosattn.attention.options import SumsOptions
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -56,6 +56,8 @@ class PerformerAttention(SumsAttention):
             Defaults to `None`: 128 on CPUs, 64 elsewhere.
         block_size: int, the number of steps that one iteration of the loop over the sequence takes.
             Defaults to `None`: one chunk on CPUs, 8,192 steps elsewhere.
+        conv_size: int, the number of steps of a short causal convolution of queries, keys and
+            values, each channel by itself, with SiLU after it. Defaults to `None`, none.
         *args, **kwargs: Other arguments of `Attention`, such as `dropout` and
             `num_key_value_heads`. `seed` is the integer seed of the projection and of the dropout.
             Without it each layer draws another projection.
@@ -90,7 +92,7 @@ class PerformerAttention(SumsAttention):
         features: PositiveFeatures | TrigonometricFeatures | None = None,
         chunk_size: int | None = None,
         block_size: int | None = None,
-        **kwargs: Unpack[AttentionOptions],
+        **kwargs: Unpack[SumsOptions],
     ):
         super().__init__(num_heads, key_dim, *args, **kwargs)
         self.num_random_features = positive("num_random_features", num_random_features)
@@ -176,7 +178,7 @@ class PerformerAttention(SumsAttention):
         return {
             **super().get_config(),
             "num_random_features": self.num_random_features,
-            "features": keras.saving.serialize_keras_object(self.features),
+            "features": saved_form(self.features),
             "chunk_size": self.chunk_size,
             "block_size": self.block_size,
         }

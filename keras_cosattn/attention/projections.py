@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_cosattn.attention import keras_arguments, refusals
-from keras_cosattn.attention.arguments import optional, own_copy, positive
+from keras_cosattn.attention.arguments import optional, own_copy, positive, saved_form
 from keras_cosattn.attention.call_inputs import check_shapes
 
 Tensor = Any
@@ -100,15 +100,17 @@ class HeadProjections(keras.layers.Layer):
         query_shape, value_shape, key_shape = map(
             axes.fold_shape, (query_shape, value_shape, key_shape)
         )
-        shared = self.num_key_value_heads
-        self.query_dense = self._heads("query", query_shape, self.num_heads, self.key_dim)
+        of_queries, of_keys = self._projected_heads()
+        self.query_dense = self._heads("query", query_shape, of_queries, self.key_dim)
         if not self.shares_query_and_key:
-            self.key_dense = self._heads("key", key_shape, shared, self.key_dim)
+            self.key_dense = self._heads("key", key_shape, of_keys, self.key_dim)
         if self.use_gate:
             self.gate_dense = self._heads(
                 "gate", query_shape, self.num_heads, self.value_dim, activation="sigmoid"
             )
-        self.value_dense = self._heads("value", value_shape, shared, self.value_dim)
+        self.value_dense = self._heads(
+            "value", value_shape, self.num_key_value_heads, self.value_dim
+        )
         sizes = self.output_sizes or query_shape[-1:]
         letters = OUTPUT_AXES[: len(sizes)]
         self.output_dense = keras.layers.EinsumDense(
@@ -140,7 +142,7 @@ class HeadProjections(keras.layers.Layer):
             "attention_axes": self.attention_axes,
             "sliding_window": self.sliding_window,
             "flash_attention": self.flash_attention,
-            "position": keras.saving.serialize_keras_object(self.position),
+            "position": saved_form(self.position),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
@@ -150,6 +152,10 @@ class HeadProjections(keras.layers.Layer):
             "bias_constraint": keras.constraints.serialize(self.bias_constraint),
             "seed": self.seed,
         }
+
+    def _projected_heads(self):
+        """Return the numbers of heads of queries and of keys that the projections make."""
+        return self.num_heads, self.num_key_value_heads
 
     def _project(self, query, key, value):
         """What `_attend` takes: q `(b, t, h, d)`, k `(b, s, hk, d)`, v `(b, s, hk, e)`."""

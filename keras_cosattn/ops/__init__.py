@@ -2,6 +2,7 @@
 
 from keras_cosattn.ops.cosine import causal_cosine_attention, cosine_attention
 from keras_cosattn.ops.cosine_weights import cosine_weights
+from keras_cosattn.ops.decayed import decayed_attention
 from keras_cosattn.ops.dense import softmax_attention
 from keras_cosattn.ops.linear import linear_attention, linear_weights
 from keras_cosattn.ops.low_rank import low_rank_attention
@@ -12,6 +13,7 @@ __all__ = [
     "causal_cosine_attention",
     "cosine_attention",
     "cosine_weights",
+    "decayed_attention",
     "elu_plus_one",
     "identity",
     "linear_attention",

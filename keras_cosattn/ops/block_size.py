@@ -47,6 +47,9 @@ CHUNK = 64
 ACCELERATOR_BLOCK = 8192
 """A GPU or TPU is faster with a few large products. The block bounds their memory."""
 
+DECAY_CHUNK = 64
+"""The loop over sums that fade takes one chunk at once, on every device and in a TFLite file."""
+
 FEW_STEPS = 64
 """Up to this length all pairs are faster than the sums, also if these have fewer products, because
 they are fewer operations. `benchmarks/formulations.py` measures both."""
@@ -81,6 +84,15 @@ def sizes(chunk_size: int | None = None, block_size: int | None = None) -> Sizes
     return Sizes(chunk, block_size or chunk)
 
 
+def sizes_behind_window(window: int, block_size: int | None = None) -> Sizes:
+    """Return sizes for sums over the steps behind a window, of the device in place of None.
+
+    A chunk is no shorter than the window. So its windows reach into one other chunk at most, and
+    the windows that the loop keeps for its gradient have no more steps than the sequence.
+    """
+    return sizes(max(window, CHUNK), block_size)
+
+
 def pairs_are_cheaper(t: Any, s: Any, d: int, e: int, f: int) -> bool:
     """Return whether t queries and s keys are known to be so few that the sums would cost more.
 
@@ -90,6 +102,11 @@ def pairs_are_cheaper(t: Any, s: Any, d: int, e: int, f: int) -> bool:
     if _all_at_once.get() or not (isinstance(t, int) and isinstance(s, int)):
         return False
     return t * s <= (t + s) * max(FEW_STEPS / 2, f * e / (d + e))
+
+
+def decay_chunk(chunk_size: int | None) -> int:
+    """Return the number of steps that one iteration of a loop over sums that fade takes."""
+    return chunk_size or DECAY_CHUNK
 
 
 def windows_at_once(block_size: int | None, window: int) -> int | None:
