@@ -39,7 +39,7 @@ OPTIONS = {
     },
     "WindowedLinearAttention": {
         "hedgehog": {"window": 4},
-        "elu": {"window": 3, "feature_map": "elu+1", "block_size": 5},
+        "elu": {"window": 3, "feature_map": "elu+1", "block_size": 7},
     },
     "PerformerAttention": {
         "positive": {"num_random_features": 12, "seed": 3},
