@@ -15,9 +15,21 @@ sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 import gpu
 import precision
 import profile_fit
+import recall
 import speed
+import state_tracking
 import train
-from measure import cells, limits, process, reference, report, results, run
+from measure import (
+    cells,
+    limits,
+    process,
+    recall_data,
+    reference,
+    report,
+    results,
+    run,
+    run_folder,
+)
 from measure.process import FailedError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -290,6 +302,148 @@ PARTS = {name for components in profile_fit.SUMS.values() for name in components
 def test_rounding_is_that_of_the_type():
     float32, _, bfloat16, _, float16, _ = precision.errors("LinearAttention-elu", True, 16)
     assert float32 < 1e-5 < float16 < bfloat16 < 0.1
+
+
+@pytest.mark.parametrize(
+    ("length", "pairs", "vocabulary"), [(8, 2, 12), (64, 4, 512), (65, 16, 40)]
+)
+def test_each_question_is_a_key_with_its_value(length, pairs, vocabulary):
+    inputs, values, weights = recall_data.recall(
+        np.random.default_rng(1), 50, length, pairs, vocabulary
+    )
+    tokens, places = inputs["tokens"], inputs["places"]
+    assert tokens.shape == (50, length)
+    assert places.shape == values.shape == weights.shape == (50, pairs)
+    assert (weights == 1).all()
+    for row, asked, answers in zip(tokens, places, values, strict=True):
+        told = dict(row[: 2 * pairs].reshape(pairs, 2))
+        assert len(told) == len(set(told.values())) == pairs
+        assert [told[row[place]] for place in asked] == list(answers)
+        assert len(set(asked)) == pairs
+        assert min(asked) >= 2 * pairs
+        assert not any(asked % 2)
+        assert all(0 < key < vocabulary // 2 <= value < vocabulary for key, value in told.items())
+        assert np.count_nonzero(row) == 3 * pairs
+
+
+def test_most_questions_come_soon_and_some_late():
+    inputs, _, _ = recall_data.recall(np.random.default_rng(1), 20_000, 64, 1, 64)
+    found = np.bincount((inputs["places"][:, 0] - 2) // 2, minlength=31) / 20_000
+    wanted = np.arange(1, 32) ** (0.01 - 1)
+    wanted /= wanted.sum()
+    np.testing.assert_allclose(found, wanted, atol=4 * np.sqrt(0.25 / 20_000))
+
+
+def test_questions_need_room():
+    with pytest.raises(ValueError, match="5 pairs and their questions need 20 steps, not 18"):
+        recall_data.recall(np.random.default_rng(1), 1, 18, 5, 64)
+
+
+def test_examples_are_those_of_the_seed_and_the_part():
+    first, same, other = (
+        recall_data.recall(recall_data.generator(1, part), 9, 64, 4, 512)[0]["tokens"]
+        for part in (recall_data.TRAIN, recall_data.TRAIN, recall_data.TEST)
+    )
+    assert (first == same).all()
+    assert (first != other).any(axis=1).all()
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_parity_counts_the_ones_so_far(first):
+    inputs, labels, weights = recall_data.parity(np.random.default_rng(1), 200, 32, 40, first)
+    bits = inputs["tokens"]
+    assert bits.shape == (200, 40)
+    assert set(bits.ravel()) == {0, 1}
+    for row, places, odd, weight in zip(bits, inputs["places"], labels, weights, strict=True):
+        assert list(places) == list(range(first, 40))
+        assert [sum(row[: place + 1]) % 2 for place in places] == list(odd)
+        assert sorted(weight, reverse=True) == list(weight)
+    assert set(first + weights.sum(1)) == set(range(32, 41))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What was trained, as a list; a run's accuracy is 50 times its rate, and a rate of 1 fails."""
+    given = []
+
+    def run_program(_, text):
+        given.append(json.loads(text)["given"])
+        rate = given[-1]["rate"]
+        if rate == 1:
+            raise RuntimeError("Traceback\nValueError: no")
+        ended = "out of time" if rate == 0.001 else "all updates"
+        return {"accuracy": 50 * rate, "short_accuracy": 1.0, "validations": [0, 50 * rate],
+                "updates": 7, "seconds": 1.0, "ended": ended, "state_bytes": 1000}  # fmt: skip
+
+    monkeypatch.setattr(run_folder, "run_program", run_program)
+    return given
+
+
+def main_of(program, monkeypatch, *line):
+    monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, line)])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    return ended.value.code
+
+
+CHOICE = ("--layers", "linear", "softmax", "--sizes", "64x4", "128x8", "--widths", 8)
+
+
+def test_finished_trainings_are_not_repeated(trained, tmp_path, monkeypatch):
+    line = *CHOICE, "--rates", 0.001, 0.01, "--output", tmp_path
+    assert main_of(recall, monkeypatch, *line) is None
+    assert len(trained) == 8
+    main_of(recall, monkeypatch, *line)
+    assert len(trained) == 8
+    main_of(recall, monkeypatch, *line, "--retry")
+    assert [given["rate"] for given in trained[8:]] == 4 * [0.001]
+    main_of(recall, monkeypatch, *line, "--fresh")
+    assert len(trained) == 20
+    main_of(recall, monkeypatch, *line, "--updates", 5)
+    assert len(trained) == 28
+
+
+def test_a_training_that_fails_costs_itself_only(trained, tmp_path, monkeypatch, capsys):
+    line = *CHOICE, "--rates", 1, 0.01, "--output", tmp_path
+    assert main_of(recall, monkeypatch, *line) == "error: 4 runs failed"
+    assert "fails: ValueError: no" in capsys.readouterr().err
+    assert len(list((tmp_path / "recall").iterdir())) == 4
+    main_of(recall, monkeypatch, *line)
+    assert [given["rate"] for given in trained[8:]] == 4 * [1]
+
+
+def test_the_table_shows_the_best_rate_beside_the_floors(trained, tmp_path, monkeypatch):
+    main_of(recall, monkeypatch, *CHOICE, "--rates", 0.001, 0.01, "--output", tmp_path)
+    text = (tmp_path / "recall.md").read_text()
+    assert text.count("| linear | 8 | 50.0% | 1,000 | 0.01 | 2 | 7 | 1 | all updates |") == 2
+    assert "| any value of the stream | - | 12.5% |" in text
+    assert results.fingerprint() in text
+    assert str(ROOT) not in text
+    assert (tmp_path / "recall.png").stat().st_size > 10_000
+
+
+def test_state_tracking_has_both_lengths(trained, tmp_path, monkeypatch):
+    line = "--layers", "linear", "--rates", 0.01, "--output", tmp_path
+    main_of(state_tracking, monkeypatch, *line)
+    text = (tmp_path / "state_tracking.md").read_text()
+    assert "| linear | 64 | 50.0% | 100.0% |" in text
+    assert "| chance | - | 50.0% | - |" in text
+
+
+def test_a_layer_that_is_not_there_is_named(trained, tmp_path, monkeypatch):
+    line = "--layers", "mamba9", "--output", tmp_path
+    assert "no layer ['mamba9']" in main_of(recall, monkeypatch, *line)
+    assert not trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["recall", "state_tracking"])
+def test_quick_trainings_end(tmp_path, name):
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", "--output", tmp_path]
+    subprocess.run(command, check=True, cwd=ROOT)
+    found = run_folder.RunFolder(tmp_path / f"{name}_quick").kept()
+    assert [run["found"]["updates"] for run in found] == [3, 3]
+    assert all(run["found"]["state_bytes"] for run in found)
 
 
 @pytest.mark.slow

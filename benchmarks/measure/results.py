@@ -34,10 +34,8 @@ class Store:
 
     def begin(self, seed, **more):
         """A new run, of which later cells are a part. It is kept with its first cell."""
-        run = {"command": command(), "date": f"{datetime.date.today()}", "seed": seed,
-               "machine": machine(), "package": fingerprint(), "versions": {}, **more}  # fmt: skip
-        self.runs.append(run)
-        return run
+        self.runs.append(about(seed, **more))
+        return self.runs[-1]
 
     def put(self, key, **found):
         self.cells[key] = {**self.cells.get(key, {}), "run": len(self.runs) - 1, **found}
@@ -61,6 +59,12 @@ class Store:
         cells = {key: {**cell, "run": kept.index(cell["run"])} for key, cell in self.cells.items()}
         write(self.path, json.dumps({"runs": [self.runs[i] for i in kept], "cells": cells},
                                     indent=1) + "\n")  # fmt: skip
+
+
+def about(seed, **more):
+    """What is kept of a run: command, machine, and what was measured with which seed."""
+    return {"command": command(), "date": f"{datetime.date.today()}", "seed": seed,
+            "machine": machine(), "package": fingerprint(), "versions": {}, **more}  # fmt: skip
 
 
 def write(path, text):
