@@ -15,19 +15,34 @@ from keras_cosattn import (
 )
 
 EXACT = 1e-5
+SWIGLU = {"activation": "silu", "use_gated_activation": True, "use_bias": False}
+LLAMA = {**SWIGLU, "normalization": "rms", "normalize_first": True}
+OPTIONS = pytest.mark.parametrize("options", [{}, LLAMA], ids=["plain", "llama"])
 
 
 def attention(**arguments):
     return CosFormerAttention(2, 3, max_length=40, **arguments)
 
 
+def array(x):
+    return np.asarray(keras.ops.convert_to_numpy(x), "float64")
+
+
 def dense(x, layer):
-    return x @ np.asarray(layer.kernel, "float64") + np.asarray(layer.bias, "float64")
+    return x @ array(layer.kernel) + (0 if layer.bias is None else array(layer.bias))
 
 
 def norm(x, layer):
     x = x - x.mean(axis=-1, keepdims=True)
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + layer.epsilon)
+
+
+def root_mean_square(x, layer):
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + layer.epsilon) * array(layer.scale)
+
+
+def random_weights(block, rng):
+    block.set_weights([rng.standard_normal(w.shape) for w in block.weights])
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -49,10 +64,45 @@ def test_an_encoder_is_the_sum_of_its_parts(first, rng):
     assert_close(found, x, EXACT)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_root_mean_squares_and_a_gate_are_the_sum_of_their_parts(first, rng):
+    options = {**LLAMA, "normalize_first": first, "layer_norm_epsilon": 0.1}
+    block, x = TransformerEncoder(9, attention=attention(), **options), inputs(rng, 2, 13, 7)
+    block.build(x.shape)
+    random_weights(block, rng)
+    found = block(x)
+
+    def attend(x):
+        return np.asarray(block.self_attention(x, x), "float64")
+
+    def feed(x):
+        gate = dense(x, block.feedforward_gate)
+        swish = gate / (1 + np.exp(-gate))
+        return dense(swish * dense(x, block.feedforward_intermediate), block.feedforward_output)
+
+    for part, scale in ((attend, block.self_attention_norm), (feed, block.feedforward_norm)):
+        inner = root_mean_square(x, scale) if first else x
+        x = x + part(inner)
+        x = x if first else root_mean_square(x, scale)
+    assert_close(found, x, EXACT)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "sigmoid", "linear"])
+def test_any_activation_can_be_that_of_the_gate(activation, rng):
+    options = {"activation": activation, "use_gated_activation": True}
+    block, x = TransformerDecoder(9, num_heads=2, **options), inputs(rng, 2, 5, 8)
+    block.build(x.shape)
+    random_weights(block, rng)  # biases too
+    gate = array(keras.activations.get(activation)(dense(x, block.feedforward_gate)))
+    inner = gate * dense(x, block.feedforward_intermediate)
+    assert_close(block._feed(x), dense(inner, block.feedforward_output), EXACT)
+
+
+@OPTIONS
 @pytest.mark.parametrize("implicit", [False, True])
-def test_padding_does_not_reach_the_valid_steps(implicit, rng):
-    encoder = TransformerEncoder(9, attention=attention())
-    decoder = TransformerDecoder(9, attention=attention())
+def test_padding_does_not_reach_the_valid_steps(implicit, options, rng):
+    encoder = TransformerEncoder(9, attention=attention(), **options)
+    decoder = TransformerDecoder(9, attention=attention(), **options)
     x, y = inputs(rng, 3, 13, 7), inputs(rng, 3, 11, 5)
     x_mask, y_mask = mask_of((13, 4, 8), 13, "left"), mask_of((2, 11, 7), 11)
     x[~x_mask], y[~y_mask] = 0, 0
@@ -112,11 +162,15 @@ def test_a_full_attention_mask_reaches_softmax_and_is_refused_by_linear(rng):
         TransformerEncoder(9, attention=attention())(x, attention_mask=mask)
 
 
-def test_an_encoder_and_decoder_save_load_and_train_compiled(rng, tmp_path):
+@OPTIONS
+def test_an_encoder_and_decoder_save_load_and_train_compiled(options, rng, tmp_path):
     x, y = keras.Input((None, 7)), keras.Input((None, 5))
-    encoded = TransformerEncoder(9, attention=LinearAttention(2, 3), dropout=0.1)(y)
+    encoded = TransformerEncoder(9, attention=LinearAttention(2, 3), dropout=0.1, **options)(y)
     decoder = TransformerDecoder(
-        9, attention=CosFormerAttention(2, 3, horizon=8), cross_attention=LinearAttention(2, 3)
+        9,
+        attention=CosFormerAttention(2, 3, horizon=8),
+        cross_attention=LinearAttention(2, 3),
+        **options,
     )
     model = keras.Model([x, y], decoder(x, encoded))
     data = [inputs(rng, 4, 13, 7), inputs(rng, 4, 11, 5)]
@@ -187,6 +241,53 @@ def test_the_order_of_the_weights_is_that_of_keras_hub(rng):
     assert names(cross) == own + other + DENSE + norm_names("feedforward")
 
 
+def test_a_gate_has_the_place_and_name_that_it_has_in_keras_hubs_llama(rng):
+    decoder = TransformerDecoder(9, num_heads=2, **LLAMA)
+    decoder(inputs(rng, 2, 4, 8))
+    parts = ("query", "key", "value", "attention_output", "self_attention_norm")
+    parts += ("feedforward_intermediate", "feedforward_gate", "feedforward_output")
+    kernels = [f"{part}/{'scale' if 'norm' in part else 'kernel'}" for part in parts]
+    assert names(decoder) == [*kernels, "feedforward_norm/scale"]
+
+
+@pytest.mark.parametrize("cls", [TransformerEncoder, TransformerDecoder])
+def test_the_options_are_saved_and_those_of_an_older_file_are_the_defaults(cls):
+    block = cls(9, attention=attention(), **LLAMA)
+    config = block.get_config()
+    assert {name: config[name] for name in LLAMA} == LLAMA
+    assert cls.from_config(config).get_config() == config
+    plain = cls(9, attention=attention(), name=block.name).get_config()
+    added = {"normalization": "layer", "use_gated_activation": False, "use_bias": True}
+    older = {name: value for name, value in plain.items() if name not in added}
+    assert cls.from_config(older).get_config() == {**older, **added}
+
+
+def test_a_given_attention_has_a_use_bias_of_its_own(rng):
+    for layer, biases in ((attention(), 4), (attention(use_bias=False), 0), (None, 0)):
+        block = TransformerEncoder(9, num_heads=2, attention=layer, **LLAMA)
+        block(inputs(rng, 2, 4, 8))
+        assert sum(weight.name == "bias" for weight in block.weights) == biases
+
+
+def test_a_normalization_that_there_is_not_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`normalization` must be one of \('layer', 'rms'\).*='batch'"
+    ):
+        TransformerDecoder(9, num_heads=2, normalization="batch")
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_root_mean_squares_and_a_gate_in_half_precision_are_near_float32(dtype, rng):
+    x = 300 * inputs(rng, 2, 13, 8)  # squares beyond the range of float16
+    blocks = [TransformerEncoder(9, num_heads=2, dtype=d, **LLAMA) for d in ("float32", dtype)]
+    for block in blocks:
+        block.build(x.shape)
+    blocks[1].set_weights(blocks[0].get_weights())
+    exact, found = (array(keras.ops.cast(block(x), "float32")) for block in blocks)
+    assert keras.backend.standardize_dtype(blocks[1](x).dtype) == dtype.removeprefix("mixed_")
+    assert_close(found, exact, 5e-3 if dtype == "mixed_float16" else 3e-2)  # 11 and 8 bits
+
+
 @pytest.mark.parametrize("cross", [False, True])
 def test_each_dropout_has_a_seed_of_its_own(cross, rng):
     block, x = TransformerDecoder(9, num_heads=2, dropout=0.1), inputs(rng, 2, 4, 8)
@@ -224,11 +325,12 @@ def test_packed_sequences_need_to_know_their_part_of_the_encoder(rng):
     assert_close(found, np.concatenate(parts, axis=1), EXACT)
 
 
+@OPTIONS
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("implicit", [False, True])
-def test_masked_steps_may_hold_anything(bad, implicit, rng):
-    encoder = TransformerEncoder(9, attention=attention(), normalize_first=True)
-    decoder = TransformerDecoder(9, attention=attention())
+def test_masked_steps_may_hold_anything(bad, implicit, options, rng):
+    encoder = TransformerEncoder(9, attention=attention(), **{"normalize_first": True, **options})
+    decoder = TransformerDecoder(9, attention=attention(), **options)
     x, y = inputs(rng, 3, 6, 7), inputs(rng, 3, 5, 7)
     x_mask, y_mask = mask_of((6, 2, 4), 6, "left"), mask_of((2, 5, 4), 5)
     blocks = [encoder, decoder]
@@ -316,6 +418,14 @@ def test_a_loaded_model_can_be_quantised_and_tuned(cls, rng, tmp_path):
             layer.enable_lora(2)
     assert len(loaded.trainable_variables) == 6 * 2 + 4 + 6  # a, b; norms; biases
     assert_close(loaded(data), model(data), 0.05)
+
+
+def test_a_gate_can_be_quantised(rng):
+    x, data = keras.Input((None, 8)), inputs(rng, 2, 5, 8)
+    model = keras.Model(x, TransformerDecoder(9, attention=LinearAttention(2, 3), **LLAMA)(x))
+    before = model(data)
+    model.quantize("int8")
+    assert_close(model(data), before, 0.05)  # int8 keeps 7 bits
 
 
 def test_a_block_says_what_is_wrong_with_its_inputs(rng):

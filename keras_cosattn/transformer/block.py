@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from keras_cosattn.layer_options import LayerOptions
+    from keras_cosattn.transformer.options import Normalization
 
 Tensor = Any
+
+NORMALIZATIONS = {
+    "layer": keras.layers.LayerNormalization,
+    "rms": keras.layers.RMSNormalization,
+}
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -37,6 +43,10 @@ class TransformerBlock(keras.layers.Layer):
         bias_initializer: Any = "zeros",
         normalize_first: bool = False,
         attention: Attention | dict | None = None,
+        *,
+        normalization: Normalization = "layer",
+        use_gated_activation: bool = False,
+        use_bias: bool = True,
         **kwargs: Unpack[LayerOptions],
     ):
         super().__init__(**kwargs)
@@ -51,6 +61,11 @@ class TransformerBlock(keras.layers.Layer):
                 f"{self.name}: `num_heads` and `attention` disagree. Received: "
                 f"num_heads={num_heads}, attention.num_heads={heads}"
             )
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f"{self.name}: `normalization` must be one of {tuple(NORMALIZATIONS)}. "
+                f"Received: normalization={normalization!r}"
+            )
         self.intermediate_dim = intermediate_dim
         self.num_heads = num_heads
         self.dropout = dropout
@@ -59,6 +74,9 @@ class TransformerBlock(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.normalize_first = normalize_first
+        self.normalization = normalization
+        self.use_gated_activation = use_gated_activation
+        self.use_bias = use_bias
         self.supports_masking = True
 
     def get_config(self) -> dict[str, Any]:
@@ -73,6 +91,9 @@ class TransformerBlock(keras.layers.Layer):
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "normalize_first": self.normalize_first,
             "attention": self._attention_config,
+            "normalization": self.normalization,
+            "use_gated_activation": self.use_gated_activation,
+            "use_bias": self.use_bias,
         }
 
     def _build_attention(self, name, query_shape, value_shape, config=None):
@@ -90,6 +111,7 @@ class TransformerBlock(keras.layers.Layer):
             self.num_heads,
             shape[-1] // self.num_heads,
             dropout=self.dropout,
+            use_bias=self.use_bias,
             kernel_initializer=self.kernel_initializer,
             bias_initializer=self.bias_initializer,
             dtype=self.dtype_policy,
@@ -97,20 +119,21 @@ class TransformerBlock(keras.layers.Layer):
         return keras.saving.serialize_keras_object(layer)
 
     def _build_norm(self, name, shape):
-        norm = keras.layers.LayerNormalization(
+        norm = NORMALIZATIONS[self.normalization](
             epsilon=self.layer_norm_epsilon, name=name, dtype=self.dtype_policy
         )
+        norm.supports_masking = True
         norm.build(shape)
         return norm
 
     def _build_dropout(self, name):
         return keras.layers.Dropout(self.dropout, name=name, dtype=self.dtype_policy)
 
-    def _build_dense(self, name, shape, units, activation):
+    def _build_dense(self, name, shape, units, activation=None):
         dense = keras.layers.EinsumDense(  # `Dense` cuts a TFLite graph of any length into parts
             "btm,mf->btf",
             output_shape=(None, units),
-            bias_axes="f",
+            bias_axes="f" if self.use_bias else None,
             activation=activation,
             kernel_initializer=self.kernel_initializer.clone(),
             bias_initializer=self.bias_initializer.clone(),
@@ -122,22 +145,35 @@ class TransformerBlock(keras.layers.Layer):
         return dense
 
     def _build_feedforward(self, shape):
+        # The gate takes the activation, so weights fit KerasHub's Llama by their names.
+        gated, inner = self.use_gated_activation, self.intermediate_dim
         self.feedforward_intermediate = self._build_dense(
-            "feedforward_intermediate", shape, self.intermediate_dim, self.activation
+            "feedforward_intermediate", shape, inner, None if gated else self.activation
         )
-        inner = (*shape[:-1], self.intermediate_dim)
-        self.feedforward_output = self._build_dense("feedforward_output", inner, shape[-1], None)
+        if gated:
+            self.feedforward_gate = self._build_dense(
+                "feedforward_gate", shape, inner, self.activation
+            )
+        self.feedforward_output = self._build_dense(
+            "feedforward_output", (*shape[:-1], inner), shape[-1]
+        )
         self.feedforward_dropout = self._build_dropout("feedforward_dropout")
         self.masked_inputs = MaskedInputs(name="masked_inputs", dtype=self.dtype_policy)
 
     def _feedforward(self, x, training):
         return self._residual(
             x,
-            lambda x: (self.feedforward_output(self.feedforward_intermediate(x)), None),
+            lambda x: (self._feed(x), None),
             self.feedforward_norm,
             self.feedforward_dropout,
             training,
         )[0]
+
+    def _feed(self, x):
+        inner = self.feedforward_intermediate(x)
+        if self.use_gated_activation:
+            inner = ops.multiply(self.feedforward_gate(x), inner)
+        return self.feedforward_output(inner)
 
     def _residual(self, x, part, norm, dropout, training):
         """Return `x + part(norm(x))`, or `norm(x + part(x))`, and what else `part` returns."""

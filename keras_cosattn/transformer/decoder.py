@@ -20,7 +20,8 @@ from keras_cosattn.transformer.state_cache import hold, release
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from keras_cosattn.layer_options import LayerOptions, signature_of
+    from keras_cosattn.layer_options import signature_of
+    from keras_cosattn.transformer.options import BlockOptions
 
 CACHES = "self_attention_cache", "cross_attention_cache"
 
@@ -64,7 +65,8 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
         attention: An attention layer of this package. Defaults to `None`, softmax attention.
         cross_attention: An attention layer of this package for the encoder's output. Defaults to
             `None`, a copy of `attention`.
-        **kwargs: `name`, `trainable`, `dtype` and the other arguments of `keras.layers.Layer`.
+        **kwargs: `normalization`, `use_gated_activation` and `use_bias`, as in
+            `TransformerEncoder`, and the arguments of `keras.layers.Layer`, such as `dtype`.
 
     Call arguments:
         decoder_sequence: Tensor `(b, t, m)`.
@@ -127,7 +129,7 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
         normalize_first: bool = False,
         attention: Attention | dict | None = None,
         cross_attention: Attention | dict | None = None,
-        **kwargs: Unpack[LayerOptions],
+        **kwargs: Unpack[BlockOptions],
     ):
         super().__init__(
             intermediate_dim,

@@ -40,6 +40,13 @@ class TransformerEncoder(TransformerBlock):
             layer's config, so one object may be given to many blocks. A copy keeps its dtype
             policy if that differs from the global one, `keras.config.dtype_policy()`; otherwise it
             takes that of the block. Defaults to `None`, the default attention.
+        normalization: String, `"layer"` for layer normalisation or `"rms"` for root mean square
+            normalisation, which subtracts no mean and adds no bias. Defaults to `"layer"`.
+        use_gated_activation: Boolean, whether the feed-forward network is
+            `(activation(x W) * (x V)) W2` in place of `activation(x V) W2`. With
+            `activation="silu"` it is SwiGLU, with `"gelu"` GEGLU. Defaults to `False`.
+        use_bias: Boolean, whether the feed-forward network and the default attention have biases.
+            A given `attention` has a `use_bias` of its own. Defaults to `True`.
         **kwargs: `name`, `trainable`, `dtype` and the other arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -58,8 +65,8 @@ class TransformerEncoder(TransformerBlock):
         `(b, h, t, t)`.
 
     Raises:
-        ValueError: If the shapes of the arguments do not fit together, or the attention layer
-            cannot do what is asked of it.
+        ValueError: If `normalization` is none of its choices, the shapes of the arguments do not
+            fit together, or the attention layer cannot do what is asked of it.
 
     Example:
     >>> import numpy as np
@@ -71,6 +78,8 @@ class TransformerEncoder(TransformerBlock):
     Reference:
 
     - [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.1
+    - [Zhang and Sennrich, 2019](https://arxiv.org/abs/1910.07467), equation 4, for `"rms"`
+    - [Shazeer, 2020](https://arxiv.org/abs/2002.05202), equations 5-6, for the gate
     """
 
     def build(self, inputs_shape):

@@ -38,6 +38,11 @@ y = block(x, decoder_padding_mask=mask)
 y = block(x, decoder_paddin_mask=mask)  # wrong
 TransformerEncoder(16, attention=attention, dropout=0.1)
 TransformerEncoder(16, attention=attention, dropuot=0.1)  # wrong
+TransformerEncoder(16, attention=attention, normalization="rms", use_gated_activation=True)
+TransformerEncoder(16, attention=attention, normalization="rsm")  # wrong
+TransformerDecoder(16, attention=attention, normalization="rms", use_bias=False, name="llama")
+TransformerDecoder(16, attention=attention, normalization="batch")  # wrong
+TransformerDecoder(16, attention=attention, use_gated_activations=True)  # wrong
 
 model = keras.Model(x, keras.layers.Dense(3)(y))
 report = to_tflite(model, "model.tflite", quantize="int8", target="litert")
