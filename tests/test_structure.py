@@ -50,8 +50,9 @@ def test_imports_go_down(file):
         if below[1] in FLOOR and below[1] != mine:
             assert FLOOR[below[1]] < FLOOR[mine], f"{file} imports {name}"
         variants = {"aggregators", "arguments", "axes", "base", "bucketed", "cached", "call_inputs"}
-        variants |= {"constant_values", "keras_arguments", "known_masks", "levels"}
-        variants |= {"mask_factoring", "options", "projections", "refusals", "sums"}
+        variants |= {"constant_values", "decayed", "keras_arguments", "known_masks", "levels"}
+        variants |= {"mask_factoring", "options", "projections", "refusals", "short_convolutions"}
+        variants |= {"step_sizes", "sums"}
         if mine == below[1] == "attention" and parts[-1] != "__init__.py":
             assert below[2] in variants, f"the variant {file} imports {name}"
 

@@ -76,7 +76,7 @@ OPTIONS = {
         "gated": {"gated": True, "allow_neg_eigval": True},
         "channel": {"gated": "channel", "conv_size": None},
     },
-    "Mamba2Attention": {"groups": {"num_groups": 3}, "one_group": {"chunk_size": 5}},
+    "Mamba2Attention": {"convolution": {}, "plain": {"chunk_size": 5, "conv_size": None}},
     "HierarchicalAttention": {
         "two": {"unit_sizes": (4,), "max_length": 300},
         "three": {"unit_sizes": (3, 2), "aggregator": "mean", "max_length": 300},

@@ -162,8 +162,7 @@ def _sums_of_block(steps, sums, runs, *, rates, largest, normalise, strict=False
     if k.shape[1] == 1 and not strict:
         return _one_step(q, k, v, decay, beta, sums, runs)
     group, count = arrays.group_size(q, k), ops.shape(k)[1]
-    q = arrays.heads_first(arrays.fold_groups(q, group))
-    k, v = arrays.heads_first(k), arrays.heads_first(v)
+    q, k, v = map(_heads_first, (arrays.fold_groups(q, group), k, v))
     continues, remains, is_kept = _flags_of_runs(runs, k.dtype)
 
     def read(rows, group):
@@ -183,7 +182,7 @@ def _sums_of_block(steps, sums, runs, *, rates, largest, normalise, strict=False
     keys, faded = decay.to_end(k), decay.of_state(sums)
     if remains is not None:
         keys, faded = keys * remains, faded * is_kept
-    out = arrays.unfold_groups(arrays.heads_first(out), group)
+    out = arrays.unfold_groups(_heads_first(out), group)
     return out, faded + ops.matmul(ops.swapaxes(keys, 2, 3), v)
 
 
@@ -191,7 +190,7 @@ def _one_step(q, k, v, decay, beta, sums, runs):
     """Return the same for a block of one step, without products of pairs."""
     if runs is not None:
         sums = sums * ops.reshape(ops.cast(ops.equal(runs, 0), sums.dtype), (-1, 1, 1, 1))
-    k, v = arrays.heads_first(k), arrays.heads_first(v)  # (b, hk, 1, ..)
+    k, v = _heads_first(k), _heads_first(v)  # (b, hk, 1, ..)
     sums = decay.of_state(sums)
     if beta is not None:
         v = (v - ops.matmul(k, sums)) * ops.reshape(beta, (-1, k.shape[1], 1, 1))
@@ -199,6 +198,14 @@ def _one_step(q, k, v, decay, beta, sums, runs):
     heads, d = q.shape[2:]
     rows = ops.reshape(q, (-1, k.shape[1], heads // k.shape[1], d))
     return ops.reshape(ops.matmul(rows, sums), (-1, 1, heads, v.shape[3])), sums
+
+
+def _heads_first(x):
+    """`(b, t, h, d) -> (b, h, t, d)`, and back.
+
+    TFLite's converter fails where a loop transposes a sum of two tensors, unless it is an einsum.
+    """
+    return ops.einsum("bthd->bhtd", x)
 
 
 def _past(count, runs, dtype, strict):

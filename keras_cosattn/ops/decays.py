@@ -120,4 +120,5 @@ def _up_to_own_sub_chunk(steps, count, dtype):
     known = isinstance(steps, int)
     end: Any = np.arange(1, count + 1) if known else ops.arange(1, count + 1, dtype="int32")
     step: Any = np.arange(steps) if known else ops.arange(steps, dtype="int32")
-    return ops.cast((step[None, :] < end[:, None] * SUB_CHUNK)[:, :, None], dtype)
+    end, step = ops.reshape(end * SUB_CHUNK, (-1, 1, 1)), ops.reshape(step, (1, -1, 1))
+    return ops.cast(step < end, dtype)

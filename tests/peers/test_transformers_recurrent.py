@@ -61,8 +61,8 @@ def test_mamba2_is_that_of_transformers(groups, rng):
         dense[name].kernel.assign(heads(rows, count))
         part = slice(start, start := start + size)
         taps = array(theirs.conv1d.weight)[part, 0].T.reshape(TAPS, count, -1)
-        layer.conv_kernels[name].assign(taps)
-        layer.conv_biases[name].assign(array(theirs.conv1d.bias)[part].reshape(count, -1))
+        layer.convolutions.kernels[name].assign(taps)
+        layer.convolutions.biases[name].assign(array(theirs.conv1d.bias)[part].reshape(count, -1))
     layer.output_gate_dense.kernel.assign(heads(z, HEADS))
     layer.step_dense.kernel.assign(array(dt).T)
     layer.log_rate.assign(array(theirs.A_log))
@@ -103,7 +103,7 @@ def test_the_gated_delta_rule_is_that_of_transformers(rng):
     for name, part in zip(
         "qkv", np.split(taps, [HEADS * KEY, 2 * HEADS * KEY], axis=1), strict=True
     ):
-        layer.conv_kernels[name].assign(part.reshape(TAPS, HEADS, -1))
+        layer.convolutions.kernels[name].assign(part.reshape(TAPS, HEADS, -1))
     layer.log_rate.assign(array(theirs.A_log)[:, None])
     layer.step_bias.assign(array(theirs.dt_bias)[:, None])
     layer.norm_scale.assign(array(theirs.norm.weight))
