@@ -26,7 +26,7 @@ test = [
     "setuptools>=77",
 ]
 pytorch = ["torch~=2.13.0"]  # the release that the tests run on; layers do not depend on it
-peers = [*pytorch, "transformers"]
+peers = [*pytorch, "einops", "fla-core", "transformers"]
 works_with = ["jax", *pytorch, "keras-hub", "onnxruntime", "tf2onnx"]
 
 setup(

@@ -8,14 +8,20 @@ from keras_cosattn import (
     ClusteredRoutingAttention,
     CompressiveMemoryAttention,
     CosFormerAttention,
+    DecayedCosFormerAttention,
+    DeltaRuleAttention,
+    GatedLinearAttention,
     HierarchicalAttention,
     LinearAttention,
     LSHAttention,
+    Mamba2Attention,
     PerformerAttention,
     RecurrentMemoryAttention,
+    RetentionAttention,
     RoutedAttention,
     SegmentedAttention,
     SoftmaxAttention,
+    WindowedLinearAttention,
 )
 from keras_cosattn.positions import Rotary
 
@@ -50,7 +56,15 @@ def layers(length):
         "routed": lambda h, d: RoutedAttention(
             [LinearAttention(h, d, position=rotary), SegmentedAttention(h, d, look_back=1, **near)]
         ),
-        # A new layer with a state of constant size is one line here.
+        "decayed_cosformer": lambda h, d: DecayedCosFormerAttention(h, d, horizon=length),
+        "retention": lambda h, d: RetentionAttention(h, d),
+        "mamba2": lambda h, d: Mamba2Attention(h, d),
+        "gated_linear": lambda h, d: GatedLinearAttention(h, d, conv_size=4),
+        "delta_rule": lambda h, d: DeltaRuleAttention(h, d),
+        "gated_delta_rule": lambda h, d: DeltaRuleAttention(h, d, gated=True),
+        "windowed_linear": lambda h, d: WindowedLinearAttention(
+            h, d, window=SEGMENT, position=rotary
+        ),
         # Below are those that keep every step.
         "segmented_summaries": lambda h, d: SegmentedAttention(
             h, d, summaries="mean", **near, **all_steps
