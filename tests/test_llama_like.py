@@ -27,7 +27,7 @@ from keras_cosattn import (
 )
 
 EXACT = 1e-5  # float32 sums in another order, through a few blocks
-VOCABULARY, WIDTH, INNER, HEADS, SHARED, SIZE, LIMIT = 23, 10, 14, 4, 2, 6, 40
+VOCABULARY, WIDTH, INNER, HEADS, SHARED, SIZE, LIMIT = 23, 12, 14, 4, 2, 6, 40
 EPSILON = 1e-5
 EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "hybrid_decoder.py"
 COMMON = {"num_key_value_heads": SHARED, "use_bias": False}

@@ -279,7 +279,10 @@ def test_a_normalization_that_there_is_not_is_refused():
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
 def test_root_mean_squares_and_a_gate_in_half_precision_are_near_float32(dtype, rng):
     x = 300 * inputs(rng, 2, 13, 8)  # squares beyond the range of float16
-    blocks = [TransformerEncoder(9, num_heads=2, dtype=d, **LLAMA) for d in ("float32", dtype)]
+    layer, options = LinearAttention(2, 4), {**LLAMA, "normalize_first": False}
+    blocks = [
+        TransformerEncoder(9, attention=layer, dtype=d, **options) for d in ("float32", dtype)
+    ]
     for block in blocks:
         block.build(x.shape)
     blocks[1].set_weights(blocks[0].get_weights())
