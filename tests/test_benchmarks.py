@@ -29,6 +29,7 @@ from measure import (
     results,
     run,
     run_folder,
+    run_report,
 )
 from measure.process import FailedError
 
@@ -390,6 +391,7 @@ CHOICE = ("--layers", "linear", "softmax", "--sizes", "64x4", "128x8", "--widths
 
 
 def test_finished_trainings_are_not_repeated(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_report, "draw", lambda *_: None)  # it takes most of the time
     line = *CHOICE, "--rates", 0.001, 0.01, "--output", tmp_path
     assert main_of(recall, monkeypatch, *line) is None
     assert len(trained) == 8
@@ -404,6 +406,7 @@ def test_finished_trainings_are_not_repeated(trained, tmp_path, monkeypatch):
 
 
 def test_a_training_that_fails_costs_itself_only(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_report, "draw", lambda *_: None)  # it takes most of the time
     line = *CHOICE, "--rates", 1, 0.01, "--output", tmp_path
     assert main_of(recall, monkeypatch, *line) == "error: 4 runs failed"
     assert "fails: ValueError: no" in capsys.readouterr().err
