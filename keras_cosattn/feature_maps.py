@@ -124,7 +124,8 @@ class HedgehogFeatures(FeatureMap):
 
     def _add_map(self, name: str, heads: int, d: int) -> tuple[Tensor, Tensor]:
         def identity(shape: Shape, dtype: Any) -> Tensor:
-            return ops.broadcast_to(ops.eye(d, dtype=dtype), shape)
+            # On PyTorch a broadcast tensor shares its memory, so it could not be loaded into.
+            return ops.tile(ops.eye(d, dtype=dtype), (*shape[:-2], 1, 1))
 
         kernel = self.add_weight(
             name=f"{name}_feature_kernel", shape=(heads, d, d), initializer=identity

@@ -89,7 +89,8 @@ class LinearAttention(SumsAttention):
         self.feature_map = feature_map = own_copy(feature_map, self.dtype_policy)
         self.chunk_size = optional(positive, "chunk_size", chunk_size)
         self.block_size = optional(positive, "block_size", block_size)
-        self._phi = pointwise_features.get(feature_map)
+        is_map = isinstance(feature_map, FeatureMap)
+        self._phi = None if is_map else pointwise_features.get(feature_map)
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)

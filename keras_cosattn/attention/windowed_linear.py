@@ -105,7 +105,8 @@ class WindowedLinearAttention(Attention):
             feature_map = HedgehogFeatures(normalized=True)
         self.feature_map = feature_map = own_copy(feature_map, self.dtype_policy)
         self.block_size = optional(positive, "block_size", block_size)
-        self._phi = pointwise_features.get(feature_map)
+        is_map = isinstance(feature_map, FeatureMap)
+        self._phi = None if is_map else pointwise_features.get(feature_map)
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)

@@ -173,7 +173,7 @@ def _attend_in_window(q, keys, values, positions, window, chunk_size):
         positions = chunks.split(ops.broadcast_to(positions, (b, t)), size)
         keys, values = (_of_two_chunks(x, t, size, window) for x in (keys, values))
     reach = ops.expand_dims(ops.minimum(positions, window - 1), (1, 3))
-    allowed = reach >= _distances(size, before, window)  # (b or z, 1, C, S)
+    allowed = ops.greater_equal(reach, _distances(size, before, window))  # (b or z, 1, C, S)
     mixed, weights = dense.attend(q, keys, values, allowed)
     # With an initial value Keras also takes the maximum of a tensor without rows.
     largest = ops.max(weights, axis=-1, keepdims=True, initial=0.0)
