@@ -18,7 +18,7 @@ FOLDER = pathlib.Path(__file__).parent.parent / ".peers"
 PROGRAMS = pathlib.Path(__file__).parent / "programs"
 
 ENVIRONMENTS = {
-    "torch": ["torch==2.13.0", "numpy==2.4.6"],
+    "torch": ["torch==2.13.0", "numpy==2.4.6", "einops==0.8.2", "fla-core==0.6.0"],
     "tf_models": [
         "tf-models-official==2.20.0",
         "tensorflow==2.20.0",

@@ -10,6 +10,16 @@ def heads(cell):
     return [rng.standard_normal(shape, np.float32) for _ in range(4)]
 
 
+def gates(cell):
+    """What sums that fade take beside queries, keys and values: by name, `(b, n, h, ...)`."""
+    shape = cell["batch"], cell["n"], cell["heads"]
+    what, rng = cell["same"] or cell["what"], np.random.default_rng([cell["seed"], cell["n"], 3])
+    size = cell["size"] if what == "channel_decay" else 1
+    log_decay = -0.1 * rng.random((*shape, size), np.float32)
+    found = {} if what == "delta_rule" else {"log_decay": log_decay}
+    return {**found, "beta": rng.random(shape, np.float32)} if "delta" in what else found
+
+
 def steps(cell):
     """The input of a layer and the gradient of its output, `(b, n, h d)`."""
     shape = cell["batch"], cell["n"], cell["heads"] * cell["size"]

@@ -9,6 +9,7 @@ from measure import inputs
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent.parent / "tests"))
 
+import recurrent_references
 import references
 
 CORE = {
@@ -26,6 +27,8 @@ def expected(cell):
     if cell.level != "core":
         return None
     what = cell.same
+    if what not in CORE:
+        return None if cell.gradient else [fading(told)]
     how = references.How(causal=cell.causal)
     arguments = {}
     if what == "cosformer_horizon":
@@ -39,3 +42,14 @@ def expected(cell):
     if cell.gradient:
         return list(references.attention_gradients(name, *qkv, g, how, **arguments))
     return [np.asarray(references.attention(name, *qkv, how, **arguments))]
+
+
+def fading(told):
+    """Sums that fade or the delta rule, of each example by itself."""
+    q, k, v, _ = (np.float64(x) for x in inputs.heads(told))
+    gates = inputs.gates(told)
+    q, k = q / np.sqrt(q.shape[-1]), k / np.linalg.norm(k, axis=-1, keepdims=True)
+    log_decay = np.broadcast_to(gates.get("log_decay", 0.0), k.shape)
+    beta = gates.get("beta", [None] * len(q))
+    examples = zip(q, k, v, log_decay, beta, strict=True)
+    return np.stack([recurrent_references.recurrence(*example) for example in examples])

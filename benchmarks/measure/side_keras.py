@@ -52,6 +52,15 @@ def linear(q, k, v, causal, **options):
     return linear_attention(q, k, v, causal=causal, **(options if causal else {}))[0]
 
 
+def fading(q, k, v, gates):
+    from keras_cosattn.ops import decayed_attention
+
+    b, _, h, d = q.shape
+    k = keras.ops.normalize(k, axis=-1)
+    state = {"sums": keras.ops.zeros((b, h, d, v.shape[3]))}
+    return decayed_attention({"q": d**-0.5 * q, "k": k, "v": v, **gates}, state)[0]
+
+
 def core(cell):
     what, n, causal, options = cell["what"], cell["n"], cell["causal"], cell["options"]
     if what in ("softmax", "softmax_cudnn"):
@@ -72,6 +81,9 @@ def core(cell):
     if what == "cosformer_horizon":
         horizon = max(2, n // 4)
         return lambda q, k, v: cosformer(q, k, v, True, None, horizon=horizon, **options)
+    if what != "linear":
+        gates = inputs.gates(cell)
+        return lambda q, k, v: fading(q, k, v, gates)
     return lambda q, k, v: linear(q, k, v, causal, **options)
 
 

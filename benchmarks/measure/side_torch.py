@@ -5,7 +5,9 @@ timed.
 """
 
 import importlib.metadata
+import importlib.util
 import math
+import pathlib
 
 import torch
 
@@ -100,7 +102,37 @@ def fla_linear(q, k, v, cell):
     return chunk_linear_attn(q, k, v, scale=1.0, normalize=True)[0].transpose(1, 2)
 
 
+def fla_naive(name):
+    """The plain PyTorch forms of flash-linear-attention, which is not imported: it needs Triton."""
+    (folder,) = importlib.util.find_spec("fla").submodule_search_locations
+    file = pathlib.Path(folder, "ops", name, "naive.py")
+    spec = importlib.util.spec_from_file_location(f"fla_naive_{name}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def fading(q, k, v, cell):
+    """Sums that fade or the delta rule, in chunks; the layout is `(b, n, h, d)`, or as here."""
+    what = cell["same"]
+    given = {name: torch.from_numpy(x).to(q) for name, x in inputs.gates(cell).items()}
+    k = torch.nn.functional.normalize(k, dim=-1)
+    if what == "delta_rule":
+        function = fla_naive("delta_rule").delta_rule_chunkwise
+        return function(q, k, v, given["beta"].transpose(1, 2))[0]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    log_decay = given["log_decay"][..., 0]
+    if what == "decay":
+        function = fla_naive("simple_gla").naive_chunk_simple_gla
+        return function(q, k, v, log_decay)[0].transpose(1, 2)
+    function = fla_naive("gated_delta_rule").naive_chunk_gated_delta_rule
+    return function(q, k, v, log_decay, given["beta"])[0].transpose(1, 2)
+
+
 FUNCTIONS = {
+    "fla_decay": fading,
+    "fla_delta_rule": fading,
+    "fla_gated_delta_rule": fading,
     "torch_flash": flash,
     "torch_cosformer": cosformer,
     "torch_linear": linear,
