@@ -41,14 +41,14 @@ class WindowedLinearAttention(Attention):
     compute dtype, and float32 sums.
 
     A `position`, such as `Rotary()`, rotates queries and keys before both parts. Dropout acts on
-    the mixed values. LoLCATs trains phi and g on the weights of a softmax layer, with a loss on
-    what the layer returns with `return_attention_scores=True`.
+    the mixed values. LoLCATs first trains phi and g alone, so that the outputs come near those of
+    the softmax layer that this layer replaces.
 
-    Where this differs from the papers: the feature map has a bias, and one map of keys for each key
-    head. `c_t` does not scale the weights of the earlier steps, as in LoLCATs' equation 7. So the
-    size of phi(q_t) counts, which the normaliser of linear attention alone would divide out. For
-    `HedgehogFeatures()` without `normalized`, it is 1 for the largest feature. LoLCATs starts with
-    g = 1/10 in its largest experiments. g is no smaller than e^-30.
+    Where this differs from the paper: g starts at 1/2, where LoLCATs' published settings have 1/10,
+    and is at least e^-30. The map of keys is one for each key head. Hedgehog's features have size
+    d, twice, also where LoLCATs has fewer. `c_t` does not scale the weights of earlier steps, as in
+    the paper, so the size of phi(q_t) counts. With `HedgehogFeatures()`, which is not `normalized`,
+    phi(q_t) is divided by its largest feature.
 
     Args:
         num_heads: int, h, the number of query heads.
@@ -78,7 +78,7 @@ class WindowedLinearAttention(Attention):
     (1, 10, 8)
 
     Reference:
-        - [Zhang et al., 2024 (LoLCATs)](https://arxiv.org/abs/2410.10254), equations 6-7
+        - [Zhang et al., 2024 (LoLCATs)](https://arxiv.org/abs/2410.10254), equation 7
         - [Zhang et al., 2024 (The Hedgehog & the Porcupine)](https://arxiv.org/abs/2402.04347),
           section 4
     """
