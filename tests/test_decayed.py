@@ -172,12 +172,18 @@ def test_retention_without_position_has_no_counter(rng):
         assert sum(name.endswith("position") for name in stream.state_spec) == count
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # said where a step cannot be compiled
 @pytest.mark.parametrize(
-    "layer",
-    [LinearAttention(2, 4, conv_size=3), CosFormerAttention(2, 4, max_length=64, conv_size=4)],
-    ids=lambda layer: layer.name,
+    "make",
+    [
+        lambda: LinearAttention(2, 4, conv_size=3, chunk_size=3),
+        lambda: LinearAttention(2, 4, position=Rotary(), chunk_size=3),
+        lambda: CosFormerAttention(2, 4, max_length=64, conv_size=4, chunk_size=3),
+        lambda: RetentionAttention(2, 4, conv_size=3, chunk_size=3),
+    ],
 )
-def test_a_short_convolution_streams_and_packs(layer, rng):
+def test_a_layer_with_more_than_sums_in_its_state_streams_by_blocks_and_packs(make, rng):
+    layer = make()
     x = inputs(rng, 2, 13, 6)
     whole = layer(x, x, use_causal_mask=True)
     symbol = keras.Input((None, 6))

@@ -87,8 +87,9 @@ def linear_attention(
     arrays.group_size(q, k)
     t, s = lengths or (ops.shape(q)[1], ops.shape(k)[1])
     features = features or _as_they_are
-    past = _zero_state(q, k, v, features, positions) if state is None else dict(state)
-    count, share = past.pop("count", None), None  # a state of means has a count
+    past, count, share = _zero_state(q, k, v, features, positions), None, None
+    if state is not None:
+        past, count = {name: state[name] for name in past}, state.get("count")
     if count is not None:
         new = s if mask is None else ops.sum(ops.cast(mask, "int32"), axis=1)
         keep, share = arrays.shares_of_mean(count, new)
