@@ -26,6 +26,7 @@ from keras_cosattn import (
 from keras_cosattn.positions import Rotary
 
 BLOCKS, KERNEL = 2, 4
+INPUTS = "tokens", "places"
 SEGMENT = 16
 """Steps of a segment: short enough that a window of two does not hold the shortest stream."""
 
@@ -89,7 +90,7 @@ def build(layer, length, vocabulary, classes, width, heads, conv):
     block is `x + attention(norm(x))`, with `conv` after `x + convolution(norm(x))` of four steps.
     There is no feed-forward part: what is recalled, the attention has recalled.
     """
-    tokens, places = keras.Input((None,), dtype="int32"), keras.Input((None,), dtype="int32")
+    tokens, places = (keras.Input((None,), dtype="int32", name=name) for name in INPUTS)
     x = keras.layers.Embedding(vocabulary, width)(tokens)
     for _ in range(BLOCKS):
         if conv:
@@ -99,5 +100,5 @@ def build(layer, length, vocabulary, classes, width, heads, conv):
     x = keras.layers.LayerNormalization()(x)
     head = keras.layers.Dense(classes)
     asked = ops.take_along_axis(x, ops.expand_dims(places, 2), axis=1)
-    trained = keras.Model({"tokens": tokens, "places": places}, head(asked))
+    trained = keras.Model(dict(zip(INPUTS, (tokens, places), strict=True)), head(asked))
     return keras.Model(tokens, head(x)), trained
