@@ -44,14 +44,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _mark_more_as_slow(items):
-    """One case of each newer variant is quick; on JAX and PyTorch a sixth of it.
+    """Of each newer variant one case runs every second test; on JAX and PyTorch every sixth.
 
-    There each case runs another sixth of the contract. JAX compiles every shape. On PyTorch the
+    Each case runs others, so every test has some. JAX compiles every shape. On PyTorch the
     older variants run a sixth too, and what Keras compiles or quantises takes longest.
     """
     from support import BACKEND
     from variants import CASES, PLAIN
 
+    share = 2 if BACKEND == "tensorflow" else 6
     first = {cls.__name__: case for case, (cls, _) in reversed(CASES.items())}
     cases, tests = list(CASES), {}
     for item in items:
@@ -63,7 +64,7 @@ def _mark_more_as_slow(items):
         if name in PLAIN and BACKEND != "torch":
             continue
         test = tests.setdefault(item.function, len(tests))
-        left_out = BACKEND != "tensorflow" and (test + cases.index(case)) % 6
+        left_out = (test + cases.index(case)) % share
         newer = name not in PLAIN and case != first[name]
         long = BACKEND == "torch" and (parameters.get("jit") or "int8" in item.name)
         if left_out or newer or long:
