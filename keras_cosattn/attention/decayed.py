@@ -44,6 +44,7 @@ class DecayedAttention(SumsAttention):
     bounded = True
     convolves_in_loop = True
     fades_evenly = False  # by `_rates` at each step
+    gates_before_norm = False
     delta_rule = False
     normalise = False  # whether the sums are divided by the sum of the weights
 
@@ -97,7 +98,7 @@ class DecayedAttention(SumsAttention):
         """Return the log decay `(hk,)` of each step, if it `fades_evenly`."""
         raise NotImplementedError(f"{type(self).__name__} must override `_rates`.")
 
-    def _normalised(self, mixed, query):
+    def _normalised(self, mixed):
         """Return the outputs `(b, t, h, e)` of the sums, normalised."""
         return mixed
 
@@ -160,9 +161,13 @@ class DecayedAttention(SumsAttention):
         return {**self._sums_spec(self.value_dim), **self._position_spec()}
 
     def _gated(self, query, mixed):
-        mixed = self._normalised(arrays.accumulate(mixed), query)
+        mixed, gate = arrays.accumulate(mixed), 1.0
         if self.use_output_gate:
-            mixed = mixed * ops.cast(self.output_gate_dense(query), mixed.dtype)
+            gate = arrays.accumulate(self.output_gate_dense(query))
+        if self.gates_before_norm:
+            mixed = self._normalised(mixed * gate)
+        else:
+            mixed = self._normalised(mixed) * gate
         return super()._gated(query, mixed)
 
     def _gate_dense(self, name, shape, units):

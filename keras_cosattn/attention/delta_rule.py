@@ -138,7 +138,7 @@ class DeltaRuleAttention(DecayedAttention):
             steps["log_decay"] = log_decay
         return steps
 
-    def _normalised(self, mixed, query):
+    def _normalised(self, mixed):
         return root_mean_square_norm(mixed, self.norm_scale, self.norm_epsilon)
 
     def get_config(self):

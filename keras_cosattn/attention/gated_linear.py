@@ -102,7 +102,7 @@ class GatedLinearAttention(DecayedAttention):
         log_decay = ops.maximum(log_decay / self.gate_logit_normalizer, SMALLEST_LOG_DECAY)
         return {**steps, "q": steps["q"] * self.key_dim**-0.5, "log_decay": log_decay}
 
-    def _normalised(self, mixed, query):
+    def _normalised(self, mixed):
         return root_mean_square_norm(mixed, self.norm_scale, self.norm_epsilon)
 
     def get_config(self):

@@ -68,6 +68,7 @@ class Mamba2Attention(DecayedAttention):
     """
 
     uses_conv_bias = True
+    gates_before_norm = True
 
     def __init__(
         self,
@@ -126,14 +127,11 @@ class Mamba2Attention(DecayedAttention):
             "skip": skip,
         }
 
-    def _gated(self, query, mixed):
-        """As in the paper the gate comes before the norm."""
-        mixed = arrays.accumulate(super()._gated(query, mixed))
+    def _normalised(self, mixed):
         b, t, heads, size = ops.shape(mixed)
         groups = ops.reshape(mixed, (b, t, self.num_groups, heads // self.num_groups * size))
         groups = root_mean_square_norm(groups, 1.0, self.norm_epsilon)
-        mixed = ops.reshape(groups, (b, t, heads, size)) * ops.convert_to_tensor(self.norm_scale)
-        return ops.cast(mixed, self.compute_dtype)
+        return ops.reshape(groups, (b, t, heads, size)) * ops.convert_to_tensor(self.norm_scale)
 
     def get_config(self):
         return {**super().get_config(), "num_groups": self.num_groups}

@@ -121,7 +121,7 @@ class RetentionAttention(DecayedAttention):
     def _prepared(self, steps):
         return {**steps, "k": steps["k"] * self.key_dim**-0.5}
 
-    def _normalised(self, mixed, query):
+    def _normalised(self, mixed):
         mixed = mixed - ops.mean(mixed, axis=-1, keepdims=True)
         variance = ops.mean(ops.square(mixed), axis=-1, keepdims=True)
         mixed = mixed * ops.rsqrt(variance + self.norm_epsilon)
