@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _mark_more_as_slow(items):
-    """Of each newer variant one case runs every second test; on JAX and PyTorch every sixth.
+    """Of each newer variant one case runs every third test; on JAX and PyTorch every sixth.
 
     Each case runs others, so every test has some. JAX compiles every shape. On PyTorch the
     older variants run a sixth too, and what Keras compiles or quantises takes longest.
@@ -52,7 +52,7 @@ def _mark_more_as_slow(items):
     from support import BACKEND
     from variants import CASES, PLAIN
 
-    share = 2 if BACKEND == "tensorflow" else 6
+    share = 3 if BACKEND == "tensorflow" else 6
     first = {cls.__name__: case for case, (cls, _) in reversed(CASES.items())}
     cases, tests = list(CASES), {}
     for item in items:

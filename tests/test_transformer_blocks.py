@@ -408,7 +408,9 @@ def test_a_dtype_policy_is_kept_when_another_is_global(rng):
     assert again.self_attention.dtype_policy.name == "mixed_float16"
 
 
-@pytest.mark.parametrize("cls", [TransformerEncoder, TransformerDecoder])
+@pytest.mark.parametrize(
+    "cls", [pytest.param(TransformerEncoder, marks=pytest.mark.slow), TransformerDecoder]
+)
 def test_a_loaded_model_can_be_quantised_and_tuned(cls, rng, tmp_path):
     x, data = keras.Input((None, 8)), inputs(rng, 2, 5, 8)
     model = keras.Model(x, cls(9, attention=LinearAttention(2, 3), dropout=0.1)(x))
@@ -423,6 +425,7 @@ def test_a_loaded_model_can_be_quantised_and_tuned(cls, rng, tmp_path):
     assert_close(loaded(data), model(data), 0.05)
 
 
+@pytest.mark.slow
 def test_a_gate_can_be_quantised(rng):
     x, data = keras.Input((None, 8)), inputs(rng, 2, 5, 8)
     model = keras.Model(x, TransformerDecoder(9, attention=LinearAttention(2, 3), **LLAMA)(x))
