@@ -123,7 +123,8 @@ def test_the_delta_rule_replaces_what_a_key_holds(rng):
 
 
 ENDLESS = {
-    "retention": RetentionAttention(2, 4, chunk_size=128),
+    # The slowest head of RetNet's schedule remembers thousands of steps.
+    "retention": RetentionAttention(2, 4, chunk_size=128, decay=[0.9, 0.99], position=None),
     "gated_linear": GatedLinearAttention(2, 4, conv_size=3),
     "delta_rule": DeltaRuleAttention(2, 4, gated=True, allow_neg_eigval=True),
     "mamba2": Mamba2Attention(2, 4),
@@ -137,9 +138,6 @@ def test_100_000_steps_end_as_the_last_of_them_alone(name, rng):
     keras.utils.set_random_seed(0)
     layer, x = ENDLESS[name], inputs(rng, 1, 100_003, 6)
     layer.build(x.shape, x.shape)
-    if name == "retention":  # its slowest head remembers thousands of steps
-        layer = RetentionAttention(2, 4, chunk_size=128, decay=[0.9, 0.99], position=None)
-        layer.build(x.shape, x.shape)
     run = traced(lambda x: pure(layer, x, x, use_causal_mask=True))
     # Of a layer that forgets, the last steps do not depend on the first.
     last = 6_400 if name == "decayed_cosformer" else 4_096
@@ -152,6 +150,11 @@ def test_100_000_steps_end_as_the_last_of_them_alone(name, rng):
         (lambda: RetentionAttention(2, 4, decay="slow"), r"`decay` must be one of.*'slow'"),
         (lambda: RetentionAttention(2, 4, decay=[0.5]), r"2 numbers above 0.*\[0.5\]"),
         (lambda: RetentionAttention(2, 4, decay=[0.5, 1.5]), r"up to 1.*1.5"),
+        (lambda: RetentionAttention(2, 4, decay=0.5), r"2 numbers above 0.*decay=0.5"),
+        (
+            lambda: GatedLinearAttention(2, 4, gate_logit_normalizer=-1),
+            r"`gate_logit_normalizer` must be.*above 0.*=-1",
+        ),
         (lambda: DeltaRuleAttention(2, 4, gated="head"), r"`gated` must be.*'head'"),
         (lambda: Mamba2Attention(4, 4, num_groups=3), r"`num_groups` must divide.*num_groups=3"),
         (lambda: GatedLinearAttention(2, 4, gate_low_rank_dim=0), r"`gate_low_rank_dim`.*at least"),

@@ -38,7 +38,7 @@ class GatedLinearAttention(DecayedAttention):
         num_heads: Integer, h, the number of query heads.
         key_dim: Integer, d, the size of a query or key head. The paper takes half of a value head.
         gate_low_rank_dim: Integer, the number of columns of W1. Defaults to `16`.
-        gate_logit_normalizer: Float, tau. Defaults to `16.0`.
+        gate_logit_normalizer: Float above 0, tau. Defaults to `16.0`.
         use_output_gate: Boolean, whether the outputs are gated. Defaults to `True`.
         conv_size: Integer, the number of steps of a short causal convolution of queries, keys and
             values. Defaults to `None`, none.
@@ -46,6 +46,9 @@ class GatedLinearAttention(DecayedAttention):
         chunk_size: Integer, C. Defaults to `None`, 64.
         **kwargs: Other arguments of `Attention`, such as `dropout`, `value_dim` and
             `num_key_value_heads`.
+
+    Raises:
+        ValueError: If `gate_logit_normalizer` is not above 0.
 
     Example:
     >>> import numpy as np
@@ -82,6 +85,11 @@ class GatedLinearAttention(DecayedAttention):
             **kwargs,
         )
         self.gate_low_rank_dim = positive("gate_low_rank_dim", gate_low_rank_dim)
+        if not gate_logit_normalizer > 0:
+            raise ValueError(
+                "`gate_logit_normalizer` must be a number above 0, so that the state fades. "
+                f"Received: gate_logit_normalizer={gate_logit_normalizer!r}"
+            )
         self.gate_logit_normalizer = gate_logit_normalizer
 
     def _build_gates(self, query_shape):

@@ -95,7 +95,8 @@ class RetentionAttention(DecayedAttention):
             use_output_gate=use_output_gate,
             **kwargs,
         )
-        self.decay = decay if isinstance(decay, str) else [float(x) for x in decay]
+        is_many = isinstance(decay, Sequence | np.ndarray) and not isinstance(decay, str)
+        self.decay = [float(x) for x in decay] if is_many else decay
         self._log_decay = self._log_decays()
 
     def _log_decays(self):
@@ -103,7 +104,7 @@ class RetentionAttention(DecayedAttention):
         if isinstance(decay, str):
             if decay in SCHEDULES:
                 return SCHEDULES[decay](heads)
-        elif len(decay) == heads and all(0 < x <= 1 for x in decay):
+        elif isinstance(decay, list) and len(decay) == heads and all(0 < x <= 1 for x in decay):
             return np.log(decay)
         raise ValueError(
             f"`decay` must be one of {sorted(SCHEDULES)}, or {heads} numbers above 0 and up to 1, "
