@@ -1,13 +1,14 @@
 """What every layer keeps of itself on every target in every quantisation, as a Markdown table.
 
-    python benchmarks/export_matrix.py [--cases NAME ...] [--jobs 2] > matrix.md
+    python benchmarks/export_matrix.py [--cases NAME ...] [--jobs 2] [--keep FILE] > matrix.md
 
 The rows are the cases of the tests, small models around each layer, causal and looking both ways;
 each is exported, run on its target and compared with Keras: in float32 the largest difference
 relative to the largest output, else the SQNR in dB. Files for the GPU run on LiteRT's CPU. A number
 in brackets is a note below the table: why there is no file. A quantisation that a target never
 takes has no column. Needs the extra `test`, and for tflite-runtime the network, once, and at most
-Python 3.11. Ends with status 1 if a file that was accepted is wrong.
+Python 3.11. Ends with status 1 if a file that was accepted is wrong. With `--keep`, finished rows
+are kept in a JSON file, and a run that was interrupted goes on from them.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import contextlib
 import datetime
 import functools
 import importlib.metadata
+import json
 import multiprocessing
 import pathlib
 import platform
@@ -27,6 +29,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 from export_cases import COLUMNS, ROWS, SEED, Cell, outcome, runtime_of, traced_once
 from runtimes import TFLITE_RUNTIME
 from variants import CASES
+
+from keras_cosattn.atomic_write import atomic_write
 
 PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "litert-quantizer", "tflite-micro")
 
@@ -61,10 +65,28 @@ def text(cell, path, start):
     return (said, None, True) if found.right else (f"**wrong: {said}**", None, False)
 
 
+def measured(rows, arguments):
+    """Yield the cells of each row; with `--keep`, those of finished rows from the file."""
+    path = arguments.keep
+    kept = json.loads(path.read_text()) if path and path.exists() else {}
+    missing = [row for row in rows if f"{row}" not in kept]
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(arguments.jobs, spawn) as pool:
+        new = pool.map(cells, missing)
+        for row in rows:
+            if f"{row}" not in kept:
+                kept[f"{row}"] = next(new)
+                if path:
+                    with atomic_write(path) as file:
+                        file.write_text(json.dumps(kept))
+            yield kept[f"{row}"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--jobs", type=int, default=1, help="processes, a row each")
+    parser.add_argument("--keep", type=pathlib.Path, metavar="FILE")
     arguments, numbers, right = parser.parse_args(), {}, True
     versions = "  ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     print(
@@ -74,16 +96,13 @@ def main():
     print("| layer |", " | ".join(f"{name} {way or 'float32'}" for name, way in COLUMNS), "|")
     print("|---|" + "---|" * len(COLUMNS), flush=True)
     rows = [row for row in ROWS if row[0] in arguments.cases]
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(arguments.jobs, spawn) as pool:
-        for (case, causal), found in zip(rows, pool.map(cells, rows), strict=True):
-            said = [
-                word + (f"[{numbers.setdefault(note, len(numbers) + 1)}]" if note else "")
-                for word, note, _ in found
-            ]
-            right = right and all(as_it_should for *_, as_it_should in found)
-            name = f"{case}, {'causal' if causal else 'both ways'}"
-            print(f"| {name} | {' | '.join(said)} |", flush=True)
+    for (case, causal), found in zip(rows, measured(rows, arguments), strict=True):
+        said = [
+            word + (f"[{numbers.setdefault(note, len(numbers) + 1)}]" if note else "")
+            for word, note, _ in found
+        ]
+        right = right and all(as_it_should for *_, as_it_should in found)
+        print(f"| {case}, {'causal' if causal else 'both ways'} | {' | '.join(said)} |", flush=True)
     print()
     for sentence, number in numbers.items():
         print(f"{number}. {sentence}")

@@ -13,7 +13,6 @@ import argparse
 import os
 import pathlib
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
@@ -87,13 +86,10 @@ def main():
             print(*body[-1], flush=True)
     head = ["layer", "direction"]
     head += [f"{name}{of}" for name in POLICIES for of in ("", ", gradient")]
-    machine = ", ".join(f"{name} {value}" for name, value in results.machine().items())
     text = "".join(
         [
-            "# Rounding of the layers\n\n",
-            f"`{results.command()}`, {time.strftime('%Y-%m-%d')}, seed {SEED}\n\n{machine}; "
-            f"tensorflow {tf.__version__}, keras {keras.__version__}; sources of the package "
-            f"{results.fingerprint()}\n\nBatch 2, {given.length} steps of width {WIDTH}, {HEADS} "
+            results.opening("Rounding of the layers", SEED),
+            f"Batch 2, {given.length} steps of width {WIDTH}, {HEADS} "
             f"heads of {SIZE}. The largest difference to float64, of the largest number.\n\n",
             *report.table(head, body),
             "Layers with relu features differ more in the gradient "

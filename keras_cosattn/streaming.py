@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_cosattn import fingerprint, probe, scope, state_checks, state_file
-from keras_cosattn.compiled_step import CompiledStep, Step
+from keras_cosattn import fingerprint, probe, scope, state_checks, state_file, stream_check
+from keras_cosattn.compact_state import CompactState, StateDtype
+from keras_cosattn.compiled_step import CompiledStep
 from keras_cosattn.constant_inputs import ConstantInputs
 from keras_cosattn.ops import arrays
 
 Tensor = Any
 Nest = Any  # a tensor, or lists, tuples and dicts of tensors
-
-PIECES = (5, 1, 1, 3, 2)
-"""Lengths of the pieces in which the check reads its sample: one step, and several."""
 
 
 class Streaming:
@@ -68,6 +66,11 @@ class Streaming:
             `()`.
         run_eagerly: bool. Whether calls run without compilation, as for debugging, and on PyTorch
             with gradients. Defaults to `False`.
+        state_dtype: `"int8"` or `"int16"`. Each call then rounds the state it returns to integers,
+            with one float32 scale for each row of at least 8 numbers; shorter rows stay as they
+            are. The state takes about a quarter or half of the memory, and the outputs are no
+            longer exactly those of `model`. Where the state decays, the error stays bounded;
+            `docs/compact_state.md` tells how large it is. Defaults to `None`, no rounding.
 
     Attributes:
         state_spec: dict of the name of a tensor to its shape without the batch axis, and dtype.
@@ -99,12 +102,13 @@ class Streaming:
         means: bool = False,
         constants: Sequence[str] = (),
         run_eagerly: bool = False,
+        state_dtype: StateDtype | None = None,
     ) -> None:
         if not model.built:
             raise ValueError("The model is not built. Call it once on an input, then stream it.")
         self.model, self.means = model, means
         self.constants, self.run_eagerly = ConstantInputs(model, constants), run_eagerly
-        self._step = self._next_steps if run_eagerly else CompiledStep(model, self._next_steps)
+        self._step = self._packed_steps if run_eagerly else CompiledStep(model, self._packed_steps)
         for spec in getattr(model, "inputs", None) or ():
             if spec.name in self.constants.names:
                 continue
@@ -113,12 +117,12 @@ class Streaming:
                     f"'{model.name}' cannot stream: it must take inputs of any length, such as "
                     f"Input((None, features)). Received: '{spec.name}' of shape {spec.shape}"
                 )
-        sample = probe.random_inputs(model, sum(PIECES)) if sample is None else sample
+        sample = probe.random_inputs(model, stream_check.STEPS) if sample is None else sample
         sample = keras.tree.map_structure(lambda x: x[:2], sample)
         sample, fixed = self.constants.split(sample)
-        self._learn_state(keras.tree.map_structure(lambda x: x[:, :1], sample), fixed)
-        steps = min(sum(PIECES), self.max_steps or sum(PIECES))
-        self._compare(keras.tree.map_structure(lambda x: x[:, :steps], sample), fixed)
+        self._learn_state(keras.tree.map_structure(lambda x: x[:, :1], sample), fixed, state_dtype)
+        steps = min(stream_check.STEPS, self.max_steps or stream_check.STEPS)
+        self._check(keras.tree.map_structure(lambda x: x[:, :steps], sample), fixed, state_dtype)
 
     def __call__(
         self, inputs: Nest, state: Mapping[str, Tensor], mask: Tensor | None = None
@@ -158,15 +162,12 @@ class Streaming:
             constants: dict of the names of the constant inputs to their values. Defaults to
                 `None`, for a model without such inputs.
         """
-        state = {
+        zeros = {
             name: ops.zeros((batch_size, *shape), dtype)
             for name, (shape, dtype) in self.state_spec.items()
         }
         fixed = self.constants.check(constants or {}, batch_size)
-        if not fixed:
-            return state
-        _, stream = self._call_in_stream(self.constants.first_step(batch_size), None, fixed=fixed)
-        return state | state_checks.constant_part(stream)
+        return zeros | self._compact.pack(self._constant_part(fixed, batch_size))
 
     def reset(
         self, state: Mapping[str, Tensor], examples: Tensor | None = None
@@ -235,6 +236,18 @@ class Streaming:
         outputs, stream = self._call_in_stream(inputs, state, mask)
         return outputs, stream.next_state
 
+    def _packed_steps(self, inputs, state, mask=None):
+        """`_next_steps` from and to the compact form of the state."""
+        outputs, new = self._next_steps(inputs, self._compact.unpack(state), mask)
+        return outputs, self._compact.kept(self._compact.pack(new), state, mask)
+
+    def _constant_part(self, fixed, batch_size):
+        """Return what the constant inputs become, a part of every state."""
+        if not fixed:
+            return {}
+        _, stream = self._call_in_stream(self.constants.first_step(batch_size), None, fixed=fixed)
+        return state_checks.constant_part(stream)
+
     def _no_steps(self, inputs, state):
         """Return outputs without steps. One masked step gives their shapes and dtypes."""
 
@@ -246,47 +259,37 @@ class Streaming:
         outputs, _ = self._step(inputs, dict(state), mask)
         return keras.tree.map_structure(lambda y: y[:, :0], outputs)
 
-    def _learn_state(self, first_step, fixed):
+    def _learn_state(self, first_step, fixed, dtype):
         """Learn the state's names, shapes, dtypes and limits by one step from zeros."""
         try:
             _, stream = self._call_in_stream(first_step, None, fixed=fixed or None)
         except ValueError as error:
             message = probe.original(error)
             raise ValueError(f"'{self.model.name}' cannot stream: {message}") from error
-        self.state_spec = state_checks.spec_of(stream.next_state)
+        self._compact = CompactState(state_checks.spec_of(stream.next_state), dtype)
+        self.state_spec = self._compact.spec
         self.state_bytes = sum(
             math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.state_spec.values()
         )
         self._limits = stream.limits
         self.max_steps = min(self._limits.values(), default=None)
-        self._constant_names = set(state_checks.constant_part(stream))
+        self._constant_names = set(self._compact.pack(state_checks.constant_part(stream)))
 
-    def _compare(self, sample, fixed):
-        """Run `sample` whole and in pieces. Raises ValueError if the outputs differ."""
-
-        def run_whole():
-            whole = self.constants.join(sample, fixed) if fixed else sample
-            return self.model(whole, training=False)
-
-        def run_pieces(step=self._next_steps):
-            return self._run_pieces(sample, fixed, step)
-
+    def _check(self, sample, fixed, dtype):
+        """Check the model on `sample`, whole and in pieces, without rounding the state."""
+        batch = keras.tree.flatten(sample)[0].shape[0]
+        state = self._compact.unpack(self.initial_state(batch, fixed))
+        whole = self.constants.join(sample, fixed) if fixed else sample
         # JAX compiles each operation of a plain step by itself, which takes longer.
-        step = self._step if keras.backend.backend() == "jax" else self._next_steps
-        whole, pieces = run_whole(), list(run_pieces(step))
-        if probe.difference(whole, pieces) > probe.tolerance(self.model):
-            probe.refuse(self.model, whole, run_whole, run_pieces)
-
-    def _run_pieces(self, sample: Nest, fixed: Mapping[str, Tensor], step: Step) -> Iterator[Nest]:
-        """Yield the outputs on one piece of `sample` after the other."""
-        batch, length = keras.tree.flatten(sample)[0].shape[:2]
-        state, start = self.initial_state(batch, fixed), 0
-        for end in np.minimum(np.cumsum(PIECES), length).tolist():
-            if end > start:
-                piece = keras.tree.map_structure(lambda x, a=start, b=end: x[:, a:b], sample)
-                outputs, state = step(piece, state, None)
-                yield outputs
-                start = end
+        compile_first = keras.backend.backend() == "jax" and dtype is None
+        stream_check.check_pieces(
+            self.model,
+            sample,
+            lambda: self.model(whole, training=False),
+            state | self._constant_part(fixed, batch),
+            self._next_steps,
+            self._step if compile_first else self._next_steps,
+        )
 
 
 def _zero_masked(x: Tensor, mask: Tensor) -> Tensor:

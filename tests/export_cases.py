@@ -154,8 +154,8 @@ def traced_once(folder):
 
     def write_or_copy(plan, path, for_tflite=False):
         options = plan.options
-        sizes = options.batch_size, options.length, options.prefill_chunk, options.means
-        asked = id(plan.model), *plan.functions, *sizes
+        sizes = options.batch_size, options.length, options.prefill_chunk
+        asked = id(plan.model), *plan.functions, *sizes, options.means, options.state_dtype
         if asked not in written:
             written[asked] = pathlib.Path(folder, f"{len(written)}")
             write(plan, written[asked], for_tflite)

@@ -12,6 +12,7 @@ from variants import CANNOT, VARIANTS
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 
+import compact_state
 import gpu
 import precision
 import profile_fit
@@ -303,6 +304,12 @@ PARTS = {name for components in profile_fit.SUMS.values() for name in components
 def test_rounding_is_that_of_the_type():
     float32, _, bfloat16, _, float16, _ = precision.errors("LinearAttention-elu", True, 16)
     assert float32 < 1e-5 < float16 < bfloat16 < 0.1
+
+
+def test_a_state_in_int8_loses_more_than_one_in_int16():
+    streams = compact_state.streams(compact_state.LAYERS["`Mamba2Attention`"])
+    (int16,), (int8,) = compact_state.measure(streams, 1_000).values()
+    assert 30 < int8 < 60 < int16 < 120
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from keras_cosattn import (
     CompressiveMemoryAttention,
     CosFormerAttention,
     SoftmaxAttention,
+    Streaming,
     TransformerDecoder,
     TransformerEncoder,
 )
@@ -24,6 +25,7 @@ from keras_cosattn.export.export_options import ExportOptions
 from keras_cosattn.export.export_plan import make_plan
 from keras_cosattn.export.file_runners import interpreter_class, tflite_runner
 from keras_cosattn.export.fill_rewrite import fill_constants
+from keras_cosattn.export.run_on_device import Device
 from keras_cosattn.export.tflite_graph import TFLiteGraph
 
 CHANNELS = 6
@@ -31,11 +33,11 @@ CHANNELS = 6
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
 
 
-def causal(dtype=None, horizon=8, units=3, max_length=None):
+def causal(dtype=None, horizon=8, units=3, max_length=None, key_dim=4):
     keras.utils.set_random_seed(0)
     x = keras.Input((None, CHANNELS))
     y = keras.layers.Dense(units, dtype=dtype)(x) if units > 3 else x
-    attention = CosFormerAttention(2, 4, horizon=horizon, max_length=max_length, dtype=dtype)
+    attention = CosFormerAttention(2, key_dim, horizon=horizon, max_length=max_length, dtype=dtype)
     y = TransformerDecoder(16, attention=attention, normalize_first=True, dtype=dtype)(y)
     return keras.Model(x, keras.layers.Dense(units, dtype="float32")(y), name="causal")
 
@@ -48,6 +50,48 @@ def classifier(blocks=2):
         attention = CosFormerAttention(2, 4, max_length=200)
         y = TransformerEncoder(16, attention=attention, normalize_first=True)(y)
     return keras.Model(x, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling1D()(y)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "state_form"), [("int8", "tensors"), ("int8", "variables"), ("int16", "tensors")]
+)
+def test_a_state_in_integers_is_that_of_the_stream(dtype, state_form, tmp_path, rng):
+    model, path, x = causal(key_dim=8), tmp_path / "m.tflite", inputs(rng, 1, 20, CHANNELS)
+    report = exporting.to_tflite(
+        model, path, prefill_chunk=8, length=20, state=state_form, state_dtype=dtype
+    )
+    stream = Streaming(model, state_dtype=dtype)
+    assert report.state_dtype == dtype
+    assert report.state_bytes == stream.state_bytes < Streaming(model).state_bytes / 1.5
+    assert report.sqnr["serve"] > 115 > report.sqnr["step"] > checks.STATE_SQNR[dtype]
+    device, state = Device(path), stream.initial_state(1)
+    for start, end in [(0, 8), *((i, i + 1) for i in range(8, 20))]:
+        y, state = stream(x[:, start:end], state)
+        assert_close(device.read(x[:, start:end]), y, 2 / {"int8": 127, "int16": 32767}[dtype])
+    assert exporting.verify(model, path, verbose=0).state_dtype == dtype
+
+
+def test_a_state_in_integers_runs_on_micro_and_in_a_saved_model(tmp_path):
+    pytest.importorskip("tflite_micro")
+    report = exporting.to_tflite(
+        causal(key_dim=8), tmp_path / "m", target="micro", state_dtype="int8"
+    )
+    assert report.sqnr["step"] > checks.STATE_SQNR["int8"]
+    report = exporting.to_saved_model(causal(key_dim=8), tmp_path / "s", state_dtype="int16")
+    assert 130 > report.sqnr["step"] > checks.STATE_SQNR["int16"]
+    assert exporting.verify(causal(key_dim=8), tmp_path / "s", verbose=0).state_dtype == "int16"
+
+
+def test_a_gpu_has_no_state_in_integers(tmp_path):
+    with pytest.raises(ValueError, match=r"GPU delegates do not run .*CAST of INT8.*ROUND"):
+        exporting.to_tflite(
+            causal(key_dim=8), tmp_path / "m", target="gpu", length=20, state_dtype="int8"
+        )
+    with pytest.raises(ValueError, match="`state_dtype` must be one of"):
+        exporting.to_tflite(causal(), tmp_path / "m", state_dtype="int4")
+    with pytest.raises(ValueError, match="TFLite has no int16 variables"):
+        exporting.to_tflite(causal(), tmp_path / "m", state="variables", state_dtype="int16")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ FLOORS = [
     ["attention"],
     ["transformer", "analysis"],
     ["compiled_step", "constant_inputs", "fingerprint", "probe", "state_checks", "state_file"],
+    ["compact_state", "stream_check"],
     ["streaming"],
     ["carried"],
     ["export"],

@@ -2,12 +2,14 @@
 
 import datetime
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import re
 import sys
+import time
 
 from keras_cosattn.atomic_write import atomic_write
 
@@ -80,6 +82,18 @@ def command():
     root = str(PACKAGE.parent) + os.sep
     program = os.path.abspath(sys.argv[0]).removeprefix(root)
     return " ".join(["python", program, *sys.argv[1:]])
+
+
+def opening(title, seed):
+    """The first lines of a table of this process: its command, date, machine and versions."""
+    machine_ = ", ".join(f"{name} {value}" for name, value in machine().items())
+    packages = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "keras")
+    )
+    return (
+        f"# {title}\n\n`{command()}`, {time.strftime('%Y-%m-%d')}, seed {seed}\n\n"
+        f"{machine_}; {packages}; sources of the package {fingerprint()}\n\n"
+    )
 
 
 def machine():

@@ -15,6 +15,9 @@ from keras_cosattn.export.export_plan import ExportPlan
 BEST_SQNR = 200.0
 """dB. The SQNR of equal numbers, which must be a number in the description of a file."""
 
+STATE_SQNR: dict[str | None, float] = {"int16": 40.0, "int8": 20.0}
+"""dB. `state_dtype` and the SQNR that the outputs of a stream must have."""
+
 Run = Callable[[str, Arrays], Arrays]
 """A file as a function of the name of a signature and its inputs."""
 
@@ -136,17 +139,27 @@ def why_not(
         plan: What the file holds.
         comparison: What `compare` found.
         least_sqnr: float. The SQNR in dB that a quantised file must have. `None` asks for equal
-            numbers.
+            numbers, but for what a state in integers changes.
     """
-    differences, found = comparison.differences, comparison.sqnr
-    if least_sqnr is None:
-        limit = probe.tolerance(plan.model)
-        good, rule = max(differences.values()) <= limit, f"differences of at most {limit}"
-    else:
-        good, rule = min(found.values()) >= least_sqnr, f"an SQNR of at least {least_sqnr} dB"
+    differences, found, limit = comparison.differences, comparison.sqnr, probe.tolerance(plan.model)
+    allowed, good = {}, True
+    for name in differences:
+        least = _least_sqnr(plan, name, least_sqnr)
+        if least is None:
+            allowed[name] = f"differences of at most {limit}"
+            good = good and differences[name] <= limit
+        else:
+            allowed[name] = f"an SQNR of at least {least} dB"
+            good = good and found[name] >= least
     if good and not np.isnan([*differences.values(), *found.values()]).any():
         return None
-    return f"Differences: {differences}; SQNR in dB: {found}; allowed: {rule}."
+    return f"Differences: {differences}; SQNR in dB: {found}; allowed: {allowed}."
+
+
+def _least_sqnr(plan: ExportPlan, name: str, of_scheme: float | None) -> float | None:
+    """The SQNR that a signature must have; `None` if its numbers must be equal."""
+    of_state = STATE_SQNR.get(plan.options.state_dtype) if name in plan.streamed else None
+    return min((least for least in (of_scheme, of_state) if least is not None), default=None)
 
 
 def accept(plan: ExportPlan, comparison: Comparison, least_sqnr: float | None = None) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 import keras
 
+from keras_cosattn.compact_state import StateDtype, check_state_dtype
+
 SignatureName = Literal["serve", "prefill", "step"]
 StateForm = Literal["tensors", "variables"]
 TargetName = Literal["litert", "tflite-runtime", "gpu", "micro"]
@@ -30,6 +32,7 @@ class ExportOptions:
         state_form: `"tensors"` or `"variables"`.
         one_signature: bool. Whether the runtime knows one signature in a file only.
         means: bool. As in `Streaming`.
+        state_dtype: `"int8"`, `"int16"` or `None`, as in `Streaming`.
 
     Raises:
         ValueError: If an argument cannot be right for any model.
@@ -42,6 +45,7 @@ class ExportOptions:
     state_form: StateForm = "tensors"
     one_signature: bool = False
     means: bool = False
+    state_dtype: StateDtype | None = None
 
     def __post_init__(self) -> None:
         names = self.signatures
@@ -55,6 +59,12 @@ class ExportOptions:
             raise ValueError(
                 f"`state` must be one of {sorted(get_args(StateForm))}. "
                 f"Received: {self.state_form!r}"
+            )
+        check_state_dtype(self.state_dtype)
+        if self.state_dtype == "int16" and self.state_form == "variables":
+            raise ValueError(
+                "TFLite has no int16 variables. Give state='tensors', or state_dtype='int8'. "
+                "Received: state='variables', state_dtype='int16'"
             )
         for name in ("batch_size", "length", "prefill_chunk"):
             setattr(self, name, _size(name, getattr(self, name)))

@@ -159,7 +159,9 @@ def _choose_signatures(
     names: list[str] = list(dict.fromkeys(asked or SIGNATURES))
     if set(names) - {"serve"}:
         try:
-            stream = Streaming(named.model, named.sample, options.means)
+            stream = Streaming(
+                named.model, named.sample, options.means, state_dtype=options.state_dtype
+            )
         except ValueError as error:
             if asked is not None:
                 raise

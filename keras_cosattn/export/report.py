@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 import keras_cosattn
+from keras_cosattn.compact_state import StateDtype
 from keras_cosattn.export.checks import Comparison
 from keras_cosattn.export.export_options import StateForm
 from keras_cosattn.export.export_plan import ExportPlan
@@ -33,6 +34,7 @@ class Report:
             `None` in a shape is any size.
         state: The names of the inputs and outputs that are state.
         state_form: `"tensors"`, or `"variables"` that stay inside the file's interpreter.
+        state_dtype: `"int8"` or `"int16"` if the state is rounded to integers, else `None`.
         state_bytes: The size of the state of one example.
         batch_size: The batch size of every call; `None` is any.
         max_steps: The number of steps after which a stream is full; `None` if it has no end.
@@ -62,6 +64,7 @@ class Report:
     signatures: dict[str, dict[str, dict[str, list[Any]]]]
     state: list[str]
     state_form: StateForm
+    state_dtype: StateDtype | None
     state_bytes: int
     batch_size: int | None
     max_steps: int | None
@@ -87,7 +90,8 @@ class Report:
         lines = [f"{self.path}: {self.size:,} bytes{form}, {self.quantize or 'not quantised'}"]
         if self.state_bytes:
             end = "endless" if self.max_steps is None else f"up to {self.max_steps:,} steps"
-            lines.append(f"  state: {self.state_bytes:,} bytes as {self.state_form}, {end}")
+            form = f"{self.state_dtype or 'exact'} {self.state_form}"
+            lines.append(f"  state: {self.state_bytes:,} bytes as {form}, {end}")
         if self.max_whole_steps is not None:
             lines.append(f"  serve: up to {self.max_whole_steps:,} valid steps")
         lines += self._table()
@@ -142,6 +146,7 @@ def make_report(
         signatures=plan.describe(),
         state=sorted(plan.state_spec),
         state_form=plan.options.state_form,
+        state_dtype=plan.options.state_dtype,
         state_bytes=stream.state_bytes if stream else 0,
         batch_size=plan.options.batch_size,
         max_steps=stream.max_steps if stream else None,

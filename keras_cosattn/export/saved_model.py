@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_cosattn.atomic_write import atomic_write
+from keras_cosattn.compact_state import StateDtype
 from keras_cosattn.export import checks
 from keras_cosattn.export.export_options import ExportOptions, SignatureName
 from keras_cosattn.export.export_plan import make_plan
@@ -25,6 +26,7 @@ def to_saved_model(
     path: str | os.PathLike[str],
     *,
     signatures: Sequence[SignatureName] | None = None,
+    state_dtype: StateDtype | None = None,
     sample: Any = None,
     tokenizer: Callable[[Any], Any] | None = None,
 ) -> Report:
@@ -42,6 +44,7 @@ def to_saved_model(
             takes), `"prefill"` (the next steps of a stream, any number) and `"step"` (the next
             step). `None` is all that the model can do, as `Streaming` decides. A stream also has
             `"init"`, from `batch_size` of shape `()` to its first state. Defaults to `None`.
+        state_dtype: As in `to_tflite`. Defaults to `None`.
         sample: Inputs for the checks, as for `Streaming`. `None` draws some. Defaults to `None`.
         tokenizer: A `ByteTokenizer`, a `WordPieceTokenizer`, or another function of TensorFlow ops
             from strings `(b,)` to integer ids `(b, t)`, padded with 0, or ragged; for a model of
@@ -70,7 +73,8 @@ def to_saved_model(
     {'y': [[None, None, 2], 'float32']}
     """
     with atomic_write(path, folder=True, check=check_saved_model) as new:
-        plan = make_plan(model, sample, ExportOptions(signatures), tokenizer)
+        options = ExportOptions(signatures, state_dtype=state_dtype)
+        plan = make_plan(model, sample, options, tokenizer)
         write_archive(plan, new)
         comparison = checks.compare(plan, saved_model_runner(new))
         checks.accept(plan, comparison)

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_cosattn.atomic_write import atomic_write
+from keras_cosattn.compact_state import StateDtype
 from keras_cosattn.export import datasets, file_runners
 from keras_cosattn.export.calibration import calibration_calls
 from keras_cosattn.export.conversion import convert
@@ -44,6 +45,7 @@ def to_tflite(
     prefill_chunk: int | None = 128,
     batch_size: int | None = 1,
     state: StateForm = "tensors",
+    state_dtype: StateDtype | None = None,
     representative_data: Iterable[Any] | None = None,
     sample: Any = None,
 ) -> Report:
@@ -76,6 +78,9 @@ def to_tflite(
         state: `"tensors"`, inputs and outputs of the same names, zeros at the start (signature
             `init` gives them), or `"variables"`, kept inside the interpreter until signature
             `reset` runs. Defaults to `"tensors"`.
+        state_dtype: `"int8"` or `"int16"`, as in `Streaming`: the state takes about a quarter or
+            half of the memory. The outputs of the stream must then keep an SQNR of 20 or 40 dB.
+            Not for the target `"gpu"`; int16 not with `state="variables"`. Defaults to `None`.
         representative_data: Batches of inputs, a `tf.data.Dataset` or another iterable. `"int8"`
             takes its ranges from them, and every check its inputs. Defaults to `None`.
         sample: Inputs for the checks, as in `to_saved_model`. Defaults to `None`.
@@ -102,8 +107,9 @@ def to_tflite(
     target = get_target(target)
     scheme = get_quantization(quantize, target.quantizations, target.name)
     options = ExportOptions(
-        signatures, batch_size, length, prefill_chunk, state, target.one_signature, target.means
-    )
+        signatures, batch_size, length, prefill_chunk, state, target.one_signature, target.means,
+        state_dtype,
+    )  # fmt: skip
     examples = None
     if representative_data is not None:
         examples = datasets.representative_data(representative_data)

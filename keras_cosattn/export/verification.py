@@ -107,6 +107,7 @@ def _options_of(about: dict[str, Any]) -> ExportOptions:
         state_form=about["state_form"],
         one_signature=len(names) == len(sizes) == 1 and names != ["serve"],
         means=about["target"] == GPU.name,
+        state_dtype=about["state_dtype"],
     )
 
 

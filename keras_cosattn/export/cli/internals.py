@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_cosattn.compact_state import STATE_DTYPES
 from keras_cosattn.export import checks
 from keras_cosattn.export.export_options import SIGNATURES, ExportOptions
 from keras_cosattn.export.export_plan import make_plan
@@ -25,6 +26,7 @@ from keras_cosattn.export.tflite_graph import TFLiteGraph
 __all__ = [
     "QUANTIZATIONS",
     "SIGNATURES",
+    "STATE_DTYPES",
     "TARGETS",
     "ComparedModel",
     "TFLiteGraph",

@@ -9,6 +9,7 @@ import numpy as np
 from keras_cosattn import export
 from keras_cosattn.export.cli.internals import QUANTIZATIONS, SIGNATURES, TARGETS
 from keras_cosattn.export.cli.loading import load_array, load_model
+from keras_cosattn.export.cli.saved_model_command import add_state_dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state", choices=["tensors", "variables"], default="tensors",
         help="the state as inputs and outputs, or inside the interpreter; default: tensors",
     )  # fmt: skip
+    add_state_dtype(parser)
     parser.add_argument(
         "--representative", metavar="DATA.npy", help="examples (n, steps, ...), needed by int8"
     )
@@ -51,6 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         prefill_chunk=arguments.prefill_chunk,
         batch_size=arguments.batch_size,
         state=arguments.state,
+        state_dtype=arguments.state_dtype,
         representative_data=representative_batches(arguments),
     )
     print(report)
