@@ -12,7 +12,6 @@ are kept in a JSON file, and a run that was interrupted goes on from them.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import datetime
 import functools
@@ -71,8 +70,9 @@ def measured(rows, arguments):
     kept = json.loads(path.read_text()) if path and path.exists() else {}
     missing = [row for row in rows if f"{row}" not in kept]
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(arguments.jobs, spawn) as pool:
-        new = pool.map(cells, missing)
+    # A process for each row: what TensorFlow has traced and converted stays in its memory.
+    with spawn.Pool(arguments.jobs, maxtasksperchild=1) as pool:
+        new = pool.imap(cells, missing, chunksize=1)
         for row in rows:
             if f"{row}" not in kept:
                 kept[f"{row}"] = next(new)
