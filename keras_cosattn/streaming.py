@@ -68,7 +68,7 @@ class Streaming:
             with gradients. Defaults to `False`.
         state_dtype: `"int8"` or `"int16"`. Each call then rounds the state it returns to integers,
             with one float32 scale for each row of at least 8 numbers; shorter rows stay as they
-            are. The state takes about a quarter or half of the memory, and the outputs are no
+            are. The state takes about a third or half of the memory, and the outputs are no
             longer exactly those of `model`. Where the state decays, the error stays bounded;
             `docs/compact_state.md` tells how large it is. Defaults to `None`, no rounding.
 

@@ -78,7 +78,7 @@ def to_tflite(
         state: `"tensors"`, inputs and outputs of the same names, zeros at the start (signature
             `init` gives them), or `"variables"`, kept inside the interpreter until signature
             `reset` runs. Defaults to `"tensors"`.
-        state_dtype: `"int8"` or `"int16"`, as in `Streaming`: the state takes about a quarter or
+        state_dtype: `"int8"` or `"int16"`, as in `Streaming`: the state takes about a third or
             half of the memory. The outputs of the stream must then keep an SQNR of 20 or 40 dB.
             Not for the target `"gpu"`; int16 not with `state="variables"`. Defaults to `None`.
         representative_data: Batches of inputs, a `tf.data.Dataset` or another iterable. `"int8"`
