@@ -858,8 +858,18 @@ def _rotation(position, size, base=10_000.0):
     return matrix
 
 
-def _rotary_score(q, k, i, j, head, heads, w, base=10_000.0):
-    return (_rotation(i, len(q), base) @ q) @ (_rotation(j, len(q), base) @ k)
+def _rotary_score(
+    q, k, i, j, head, heads, w, base=10_000.0, interleaved=True, scaling_factor=1.0, rotary_dim=None
+):
+    size = rotary_dim or len(q)
+    # Halves: the order in which the features of a pair are neighbours.
+    order = np.arange(size) if interleaved else np.arange(size).reshape(2, -1).T.ravel()
+
+    def turned(x, position):
+        matrix = _rotation(position / scaling_factor, size, base)
+        return np.concatenate([matrix @ x[:size][order], x[size:]])
+
+    return turned(q, i) @ turned(k, j)
 
 
 def _xpos_score(q, k, i, j, head, heads, w, base=10_000.0, scale_base=512.0, gamma=0.4):

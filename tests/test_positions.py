@@ -38,6 +38,10 @@ B, HEADS, SHARED, D = 2, 6, 3, 5
 
 OBJECTS = {
     "Rotary": (Rotary, {"base": 100.0}),
+    "Rotary-halves": (
+        Rotary,
+        {"base": 50.0, "interleaved": False, "scaling_factor": 3.0, "rotary_dim": 4},
+    ),
     "XPos": (XPos, {"scale_base": 8.0}),
     "Sinusoidal": (Sinusoidal, {}),
     "ALiBi": (ALiBi, {}),
@@ -217,6 +221,20 @@ def test_a_rotation_moves_features_without_products(rng, monkeypatch):
     found, _ = Rotary().encode(x, x, *2 * (np.arange(13, dtype="int32")[None],))
     matrices = np.stack([references._rotation(p, 7) for p in range(13)])
     assert_close(found, np.einsum("tcd,bthd->bthc", matrices, x), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scaling_factor": 0}, "`scaling_factor` must be a number above 0.*=0"),
+        ({"rotary_dim": 3}, "`rotary_dim` must be an even number above 0.*=3"),
+        ({"rotary_dim": 8}, "`rotary_dim` must be at most the size of a head.*=8, heads of 6"),
+    ],
+)
+def test_a_wrong_rotation_is_refused(wrong, message, rng):
+    x = inputs(rng, 1, 2, 12)
+    with pytest.raises(ValueError, match=message):
+        SoftmaxAttention(2, 6, position=Rotary(**wrong))(x, x)
 
 
 @pytest.mark.parametrize("d", [1, 2, 5, 8])

@@ -12,30 +12,47 @@ from keras_cosattn.ops.angles import angles, frequencies
 from keras_cosattn.ops.roll import roll
 
 
-def apply_rotation(x: Any, positions: Any, base: float = 10_000.0) -> Any:
-    """Rotate each pair of features `(x_2i, x_2i+1)` by the angle `position base^(-2i/d)`.
+def apply_rotation(
+    x: Any,
+    positions: Any,
+    base: float = 10_000.0,
+    *,
+    interleaved: bool = True,
+    scaling_factor: float = 1.0,
+    rotary_dim: int | None = None,
+) -> Any:
+    """Rotate the i-th pair of features by the angle `position base^(-2i/r) / scaling_factor`.
 
-    If d is odd, the last feature does not change. O(t d) time for each head.
+    r is `rotary_dim` or d, less one if it is odd. Features beyond r do not change. O(t d) time for
+    each head.
 
     Args:
         x: tensor of shape `(b, t, h, d)`.
         positions: int32 tensor of shape `(b, t)` or `(1, t)`.
         base: base of the frequencies.
+        interleaved: whether the pairs are `(x_2i, x_2i+1)`. Otherwise they are `(x_i, x_i+r/2)`.
+        scaling_factor: by which positions are divided.
+        rotary_dim: number of features that rotate, at most d. Defaults to d.
 
     Returns:
         Tensor of shape `(b, t, h, d)` in float32, or in float64 for float64 inputs.
 
     Reference:
         - [Su et al., 2021](https://arxiv.org/abs/2104.09864), equation 34
+        - [Chen et al., 2023](https://arxiv.org/abs/2306.15595), for the scaling factor
     """
     x = arrays.accumulate(x)
     d = x.shape[-1]
-    paired = d // 2 * 2
-    rates = np.concatenate([np.repeat(frequencies(paired, base), 2), np.zeros(d - paired)])
+    paired = (rotary_dim or d) // 2 * 2
+    rates = frequencies(paired, base) / scaling_factor
+    rates = np.repeat(rates, 2) if interleaved else np.tile(rates, 2)
+    rates = np.concatenate([rates, np.zeros(d - paired)])
     angle = ops.expand_dims(angles(positions, rates, x.dtype), 2)  # (b, t, 1, d)
     sin = ops.sin(angle)
-    second = np.arange(d) % 2  # 0 for the first feature of a pair, 1 for the second
+    # 0 for the first feature of a pair, 1 for the second
+    second = np.arange(d) % 2 if interleaved else np.arange(d) >= paired // 2
+    distance = 1 if interleaved else paired // 2
     # Rolling moves the partner of each feature to its place without a product, so without rounding.
-    from_second = roll(x, -1) * (sin * ops.convert_to_tensor(second - 1, x.dtype))
-    from_first = roll(x, 1) * (sin * ops.convert_to_tensor(second, x.dtype))
+    from_second = roll(x, -distance) * (sin * ops.convert_to_tensor(second - 1.0, x.dtype))
+    from_first = roll(x, distance) * (sin * ops.convert_to_tensor(second * 1.0, x.dtype))
     return x * ops.cos(angle) + from_second + from_first

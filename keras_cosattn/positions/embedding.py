@@ -26,6 +26,8 @@ class PositionEmbedding(keras.layers.Layer):
     Args:
         sequence_length: int, the number of positions.
         initializer: Initializer of the vectors. Defaults to `"glorot_uniform"`.
+        add_to_inputs: bool, whether the output is `x_t + e_t`. Otherwise it is `e_t`, as that of
+            `keras_hub.layers.PositionEmbedding`. Defaults to `True`.
         **kwargs: As for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -51,9 +53,14 @@ class PositionEmbedding(keras.layers.Layer):
 
     sequence_length: int
     initializer: Any
+    add_to_inputs: bool
 
     def __init__(
-        self, sequence_length: int, initializer: Any = "glorot_uniform", **kwargs: Any
+        self,
+        sequence_length: int,
+        initializer: Any = "glorot_uniform",
+        add_to_inputs: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if (
@@ -67,6 +74,7 @@ class PositionEmbedding(keras.layers.Layer):
             )
         self.sequence_length = int(sequence_length)
         self.initializer = keras.initializers.get(initializer)
+        self.add_to_inputs = add_to_inputs
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.supports_masking = True
 
@@ -98,7 +106,8 @@ class PositionEmbedding(keras.layers.Layer):
             ops.minimum(positions, self.sequence_length - 1),
             axis=0,
         )
-        return arrays.zero_masked(inputs, mask) + vectors
+        inputs = arrays.zero_masked(inputs, mask)
+        return inputs + vectors if self.add_to_inputs else vectors + ops.zeros_like(inputs)
 
     def _check_steps(self, inputs, t, mask):
         return limits.check_steps(
@@ -123,4 +132,5 @@ class PositionEmbedding(keras.layers.Layer):
             **super().get_config(),
             "sequence_length": self.sequence_length,
             "initializer": keras.initializers.serialize(self.initializer),
+            "add_to_inputs": self.add_to_inputs,
         }

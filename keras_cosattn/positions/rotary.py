@@ -20,14 +20,22 @@ class Rotary(Position):
     """Rotary positions: each feature pair of q_t and k_s is rotated by an angle of its position.
 
     The angle of the pair `(x_2i, x_2i+1)` is `t base^(-2i/d)`, so `q_t . k_s` depends on t and s
-    through `t - s` only. If d is odd, the last feature does not rotate. In `LinearAttention` the
-    features are rotated, in the numerator only (equation 19). The cost is O(t d) for each head.
+    through `t - s` only. If d is odd, the last feature does not rotate. The models of KerasHub and
+    Hugging Face pair `x_i` with `x_i+d/2` (`interleaved=False`) where the paper pairs neighbours.
+    In `LinearAttention` the features are rotated, in the numerator only (equation 19). The cost is
+    O(t d) for each head.
 
     Angles have an error of at most 2e-6 up to step 2^31 - 1, where int32 positions end (after 37
     hours at 16,000 steps per second).
 
     Args:
         base: float, base of the frequencies. Defaults to `10000.0`.
+        interleaved: bool, whether neighbours are paired. Otherwise the features of the first half
+            are paired with those of the second. Defaults to `True`.
+        scaling_factor: float, by which positions are divided (linear scaling, for a model that
+            reads longer sequences than it was trained on). Defaults to `1.0`.
+        rotary_dim: int, the number of features that rotate, the first ones (partial rotation).
+            Defaults to `None`, all.
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
@@ -40,20 +48,59 @@ class Rotary(Position):
 
     Reference:
         - [Su et al., 2021 (RoFormer)](https://arxiv.org/abs/2104.09864), equations 14-16, 19, 34
+        - [Chen et al., 2023](https://arxiv.org/abs/2306.15595), for `scaling_factor`
     """
 
     kind: Literal["rotation"] = "rotation"
     encodes_keys_alone = True
 
-    def __init__(self, base: float = 10_000.0, **kwargs: Unpack[LayerOptions]) -> None:
+    def __init__(
+        self,
+        base: float = 10_000.0,
+        *,
+        interleaved: bool = True,
+        scaling_factor: float = 1.0,
+        rotary_dim: int | None = None,
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
         super().__init__(**kwargs)
-        self.base = base
+        if not scaling_factor > 0:
+            raise ValueError(
+                "`scaling_factor` must be a number above 0. "
+                f"Received: scaling_factor={scaling_factor!r}"
+            )
+        if rotary_dim is not None and (rotary_dim < 2 or rotary_dim % 2):
+            raise ValueError(
+                f"`rotary_dim` must be an even number above 0. Received: rotary_dim={rotary_dim!r}"
+            )
+        self.base, self.interleaved = base, interleaved
+        self.scaling_factor, self.rotary_dim = scaling_factor, rotary_dim
 
     def encode(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        q = apply_rotation(q, q_positions, self.base)
-        return q, apply_rotation(k, k_positions, self.base)
+        return self._rotate(q, q_positions), self._rotate(k, k_positions)
+
+    def _rotate(self, x, positions):
+        if self.rotary_dim is not None and self.rotary_dim > x.shape[-1]:
+            raise ValueError(
+                f"{self.name}: `rotary_dim` must be at most the size of a head. Received: "
+                f"rotary_dim={self.rotary_dim}, heads of {x.shape[-1]}"
+            )
+        return apply_rotation(
+            x,
+            positions,
+            self.base,
+            interleaved=self.interleaved,
+            scaling_factor=self.scaling_factor,
+            rotary_dim=self.rotary_dim,
+        )
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "base": self.base}
+        return {
+            **super().get_config(),
+            "base": self.base,
+            "interleaved": self.interleaved,
+            "scaling_factor": self.scaling_factor,
+            "rotary_dim": self.rotary_dim,
+        }

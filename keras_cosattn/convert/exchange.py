@@ -1,0 +1,83 @@
+"""Another attention in the place of a layer's attention, with the weights that both have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras.layers import Layer
+
+from keras_cosattn.attention import Attention
+from keras_cosattn.convert.weights import PROJECTIONS, arrays_of, assign
+from keras_cosattn.transformer import TransformerEncoder
+
+Replacement = Attention | Callable[[Any], Attention]
+
+SIZES = (
+    "num_heads", "key_dim", "value_dim", "num_key_value_heads", "use_bias", "use_gate",
+    "output_shape", "attention_axes",
+)  # fmt: skip
+"""Arguments that the weights of the old layer decide."""
+
+
+def exchange(layer: Layer, attention: Replacement) -> Layer:
+    """Return a new built layer, like `layer` but for its attention.
+
+    Args:
+        layer: A built attention layer or transformer block of this package, or a sequential model
+            of blocks and other layers, which keeps the other layers.
+        attention: As in `replace_attention`.
+    """
+    if isinstance(layer, keras.Sequential):
+        parts = [
+            exchange(part, attention) if isinstance(part, TransformerEncoder) else part
+            for part in layer.layers
+        ]
+        new = keras.Sequential(parts, name=layer.name)
+        new.build(layer.input_shape)
+        return new
+    if isinstance(layer, Attention):
+        return _built_like(_make(attention, layer), layer)
+    config = layer.get_config()
+    config["attention"] = _serialized(_make(attention, layer.self_attention))
+    if getattr(layer, "cross_attention", None) is not None:
+        config["cross_attention"] = _serialized(layer.cross_attention)
+    return _built_like(type(layer).from_config(config), layer)
+
+
+def _make(attention: Replacement, old: Attention) -> Attention:
+    """Return the layer that takes the place of `old`, not built."""
+    if not isinstance(attention, Attention):
+        new = attention(old)
+        if not isinstance(new, Attention):
+            raise ValueError(
+                "`attention` must be an attention layer of keras_cosattn, or a function that "
+                f"returns one for each old layer. For '{old.name}' it returned: {new!r}"
+            )
+        return type(new).from_config({**new.get_config(), "name": old.name})
+    config, given = attention.get_config(), old.get_config()
+    config |= {name: given[name] for name in SIZES if name in config}
+    config |= {name: given[name] for name in ("name", "dtype")}
+    kind = getattr(old.position, "kind", None)
+    if config.get("position") is None and kind in type(attention).accepts_positions:
+        config["position"] = given["position"]
+    if config.get("sliding_window") is None and type(attention).accepts_sliding_window:
+        config["sliding_window"] = given["sliding_window"]
+    return type(attention).from_config(config)
+
+
+def _built_like(new: Layer, old: Layer) -> Layer:
+    new.build_from_config(old.get_build_config())
+    values = arrays_of(old)
+    if isinstance(new, Attention):
+        values = {name: x for name, x in values.items() if name.split("/")[0] in PROJECTIONS}
+    assign(new, values)
+    return new
+
+
+def _serialized(layer: Attention) -> dict[str, Any]:
+    """The saved form of a layer for a block, which builds its own copy."""
+    config = keras.saving.serialize_keras_object(layer)
+    config.pop("build_config", None)
+    return config

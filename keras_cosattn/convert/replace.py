@@ -1,0 +1,215 @@
+"""A model with another attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
+
+import keras
+from keras.layers import Layer
+
+from keras_cosattn.attention import Attention
+from keras_cosattn.convert.equivalents import (
+    DECODERS,
+    EMBEDDINGS,
+    CannotConvertError,
+    class_of,
+    equivalent_of,
+)
+from keras_cosattn.convert.exchange import Replacement, exchange
+from keras_cosattn.transformer import TransformerDecoder
+
+Where = Callable[[Any], bool] | Collection[str] | None
+
+
+def replace_attention(
+    model: keras.Model, attention: Replacement, where: Where = None
+) -> keras.Model:
+    """Return a copy of a model in which other layers attend.
+
+    The copy has the weights of the model. Each replaced layer keeps its projections of queries,
+    keys and values, and that of the output. What only the new layer has (feature maps, decays,
+    gates) has initial values. The model itself is not changed. Attention layers are:
+
+    - `keras.layers.MultiHeadAttention` and `GroupQueryAttention`;
+    - the attention layers, `TransformerEncoder` and `TransformerDecoder` of this package;
+    - KerasHub's `TransformerEncoder` and `TransformerDecoder` (as in BERT, RoBERTa, DistilBERT and
+      GPT-2), its `ViTEncoder`, and the decoders of Llama, Mistral, Qwen and Gemma. They become
+      blocks of this package.
+
+    The copy of a KerasHub backbone or task is a plain functional model. In it all decoders and
+    position embeddings are those of this package, so that it can stream. Import `keras_hub` before
+    it is loaded.
+
+    With `SoftmaxAttention` the outputs are those of the model, up to rounding. With another
+    attention they are not: train the copy, on the outputs of the model or on data.
+
+    Args:
+        model: A built functional or sequential model. Models inside it are converted too.
+        attention: An attention layer of this package. Each place gets a copy with the sizes of the
+            layer that was there (heads, their sizes, biases, output), its name and dtype, and its
+            position if it takes that one. Or a function that gets the old layer, as an attention
+            layer of this package, and returns the new one.
+        where: Names of the layers to replace, or a function of a layer that tells whether to
+            replace it. The layers are those of the model, for a block the block. Defaults to
+            `None`, all.
+
+    Returns:
+        A functional or sequential Keras model, compiled as `model` is.
+
+    Raises:
+        ValueError: If the model is not built, is subclassed, has LoRA weights or is quantised, if
+            no layer was selected, or if a selected one cannot be replaced. The message names the
+            layer and the reason.
+
+    Example:
+    >>> x = keras.Input((None, 8))
+    >>> y = keras.layers.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True)
+    >>> model = keras.Model(x, keras.layers.Dense(3)(y))
+    >>> linear = replace_attention(model, keras_cosattn.LinearAttention(1, 1))
+    >>> [type(layer).__name__ for layer in linear.layers]
+    ['InputLayer', 'LinearAttention', 'Dense']
+    """
+    if not isinstance(attention, Attention) and (
+        isinstance(attention, Layer) or not callable(attention)
+    ):
+        raise ValueError(
+            "`attention` must be an attention layer of keras_cosattn, or a function that returns "
+            f"one for each old layer. Received: {attention!r}"
+        )
+    if not (isinstance(model, keras.Model) and model.built):
+        raise ValueError(f"`model` must be a built Keras model. Received: {model!r}")
+    if not _has_graph(model):
+        raise ValueError(
+            f"'{model.name}' is a subclassed model ({type(model).__name__}), whose layers only its "
+            "own code connects. Build it as a functional model, or use the attention layer in its "
+            "class."
+        )
+    _refuse_adapted(model)
+    return _Conversion(model, attention, where).run()
+
+
+class _Conversion:
+    """One call of `replace_attention`: which layer became which."""
+
+    def __init__(self, model: keras.Model, attention: Replacement, where: Where) -> None:
+        self._model, self._attention, self._where = model, attention, where
+        self._new: dict[int, Layer] = {}
+        self._copied: list[tuple[Layer, Layer]] = []
+        self._attending: list[str] = []
+        self._replaced: list[str] = []
+        self._decodes = any(class_of(layer) in DECODERS for layer in model._flatten_layers())
+
+    def run(self) -> keras.Model:
+        copy = self._clone(self._model)
+        self._check()
+        for old, new in self._copied:
+            new.set_weights(old.get_weights())
+        return copy
+
+    def _check(self) -> None:
+        """Raise ValueError if a selected layer does not exist, or none was replaced."""
+        name = self._model.name
+        if isinstance(self._where, Collection):
+            unknown = set(self._where) - set(self._attending)
+            if unknown:
+                raise ValueError(
+                    f"`where` names layers of '{name}' that do not attend, or that it does not "
+                    f"have: {sorted(unknown)}. Those that attend: {self._attending}"
+                )
+        if not self._replaced:
+            raise ValueError(
+                f"No layer of '{name}' was replaced. Those that attend: {self._attending}"
+            )
+
+    def _clone(self, model: keras.Model) -> keras.Model:
+        copy = keras.models.clone_model(
+            model,
+            clone_function=self._layer,
+            call_function=None if isinstance(model, keras.Sequential) else _call,
+        )
+        if not copy.built:
+            copy.build(model.input_shape)
+        return copy
+
+    def _layer(self, old: Layer) -> Layer:
+        """Return the copy of a layer, the same at every call; operations as they are."""
+        if not isinstance(old, Layer):
+            return old
+        if id(old) not in self._new:
+            self._new[id(old)] = self._clone(old) if _has_graph(old) else self._copy(old)
+        return self._new[id(old)]
+
+    def _copy(self, old: Layer) -> Layer:
+        equivalent = equivalent_of(old)
+        if equivalent is None:
+            self._look_inside(old)
+            if self._decodes and class_of(old) in EMBEDDINGS:
+                return EMBEDDINGS[class_of(old)](old)
+            return self._same(old)
+        self._attending.append(old.name)
+        selected = self._selected(old)
+        if not selected and class_of(old) not in DECODERS:
+            return self._same(old)
+        try:
+            equal = equivalent(old)
+        except CannotConvertError as error:
+            self._refuse(old, str(error))
+        if not selected:
+            return equal
+        self._replaced.append(old.name)
+        return exchange(equal, self._attention)
+
+    def _same(self, old: Layer) -> Layer:
+        """Return a copy that gets its weights once the graph has built it."""
+        try:
+            new = type(old).from_config(old.get_config())
+        except Exception as error:  # whatever it is: a copy could not be loaded either
+            raise ValueError(
+                f"'{self._model.name}' cannot be copied: '{old.name}' ({type(old).__name__}) "
+                "cannot be made again from its own `get_config()`. "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        self._copied.append((old, new))
+        return new
+
+    def _selected(self, layer: Layer) -> bool:
+        if self._where is None:
+            return True
+        return self._where(layer) if callable(self._where) else layer.name in self._where
+
+    def _look_inside(self, old: Layer) -> None:
+        """Raise ValueError for an attention layer inside a layer that only its own code reads."""
+        for inner in old._flatten_layers(include_self=False):
+            if equivalent_of(inner) is not None and self._selected(inner):
+                where = f"'{old.name}' ({type(old).__name__})"
+                self._refuse(inner, f"it is a part of {where}, whose own code calls it")
+
+    def _refuse(self, layer: Layer, why: str) -> NoReturn:
+        raise ValueError(
+            f"The layer '{layer.name}' of '{self._model.name}' cannot be replaced: {why}. Leave it "
+            "out with `where`, or build the model with layers of this package."
+        )
+
+
+def _call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
+    """Call the copy of a layer with the arguments of the layer. Gemma's mask has another name."""
+    if isinstance(layer, TransformerDecoder) and "padding_mask" in kwargs:
+        kwargs["decoder_padding_mask"] = kwargs.pop("padding_mask")
+    return layer(*args, **kwargs)
+
+
+def _has_graph(layer: Layer) -> bool:
+    return isinstance(layer, (keras.Sequential, keras.Function))
+
+
+def _refuse_adapted(model: keras.Model) -> None:
+    """Raise ValueError if some weights are not those that a copy would have."""
+    for layer in model._flatten_layers():
+        lora = getattr(layer, "lora_enabled", False)
+        if lora or layer.dtype_policy.quantization_mode is not None:
+            done = "has LoRA weights" if lora else "is quantised"
+            raise ValueError(
+                f"'{model.name}' cannot be converted: its layer '{layer.name}' {done}. Convert the "
+                "model before, then call `enable_lora` or `quantize` on the copy."
+            )

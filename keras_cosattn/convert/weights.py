@@ -1,0 +1,47 @@
+"""The weights of a layer by name, and from one layer to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+PROJECTIONS = ("query", "key", "value", "gate", "attention_output")
+"""The layers inside an attention layer that a replacement takes over."""
+
+
+def by_name(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """Return the weights of a built layer by their paths inside it, such as `"query/kernel"`."""
+    found = {}
+    for variable in layer.weights:
+        parts = variable.path.split("/")
+        inside = parts[parts.index(layer.name) + 1 :] if layer.name in parts else parts
+        found["/".join(inside)] = variable
+    return found
+
+
+def arrays_of(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
+    """Return the values of the weights of a built layer by their paths inside it."""
+    return {name: ops.convert_to_numpy(x) for name, x in by_name(layer).items()}
+
+
+def assign(layer: keras.layers.Layer, values: Mapping[str, Any]) -> None:
+    """Give a built layer the weights that it shares with `values`.
+
+    Weights that only the layer has keep their initial values.
+
+    Raises:
+        ValueError: If a weight has another shape there.
+    """
+    for name, variable in by_name(layer).items():
+        if name in values:
+            if tuple(variable.shape) != tuple(values[name].shape):
+                raise ValueError(
+                    f"'{layer.name}' cannot take over the weight '{name}' of the layer that it "
+                    f"replaces. Its shape must be {tuple(values[name].shape)}. Received: "
+                    f"{tuple(variable.shape)}. Build it with the sizes of that layer."
+                )
+            variable.assign(values[name])

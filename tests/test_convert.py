@@ -1,0 +1,331 @@
+"""Another attention in a model: equal with softmax, and what cannot be replaced is named."""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from support import assert_close
+from variants import inputs
+
+from keras_cosattn import (
+    CosFormerAttention,
+    LinearAttention,
+    LSHAttention,
+    Rotary,
+    SoftmaxAttention,
+    Streaming,
+    TransformerDecoder,
+    TransformerEncoder,
+    WindowedLinearAttention,
+)
+from keras_cosattn.convert import replace_attention
+
+EXACT = 1e-5  # float32 through a few blocks
+SAVED = pathlib.Path(__file__).parent / "programs" / "load_and_predict.py"
+SOFTMAX = SoftmaxAttention(1, 1, max_length=40)
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Wrapped(keras.layers.Layer):
+    """A layer of a user, with attention inside."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = keras.layers.MultiHeadAttention(2, 4, name="inner")
+
+    def build(self, shape):
+        self.inner.build(shape, shape)
+
+    def call(self, x):
+        return self.inner(x, x)
+
+
+def with_random_weights(model):
+    rng = np.random.default_rng(0)
+    for w in model.weights:
+        if keras.backend.is_float_dtype(w.dtype):
+            w.assign(w + 0.3 * rng.standard_normal(w.shape))
+    return model
+
+
+def mixed_model(**options):
+    """All that attends without KerasHub, one layer twice, and a model inside the model."""
+    x = keras.Input((None, 8))
+    twice = keras.layers.MultiHeadAttention(2, 4, name="twice", **options)
+    y = twice(x, x, use_causal_mask=True)
+    y = twice(y, y, use_causal_mask=True)
+    z = keras.Input((None, 8))
+    grouped = keras.layers.GroupQueryAttention(4, 4, 2, name="grouped", **options)
+    inner = keras.Model(z, grouped(z, z, use_causal_mask=True), name="inner")
+    y = TransformerDecoder(12, attention=SoftmaxAttention(2, 3, position=Rotary()), name="block")(
+        inner(y) + y
+    )
+    y = LinearAttention(2, 3, name="linear")(y, y, use_causal_mask=True)
+    return with_random_weights(keras.Model(x, keras.layers.Dense(3)(y[:, 1:])))
+
+
+def kinds(model):
+    """The classes of the layers that attend, by the names of the layers."""
+    found = {}
+    for layer in model._flatten_layers():
+        if type(layer).__module__.startswith(
+            ("keras_cosattn.attention", "keras.src.layers.attention")
+        ):
+            found[layer.name] = type(layer).__name__
+    return found
+
+
+def values(model):
+    return [keras.ops.convert_to_numpy(w) for w in model.weights]
+
+
+def test_with_softmax_the_outputs_are_equal(rng):
+    model, x = mixed_model(), inputs(rng, 2, 9, 8)
+    before = values(model)
+    found = replace_attention(model, SOFTMAX, where=["twice", "grouped", "block"])
+    assert_close(found(x), model(x), EXACT)
+    assert kinds(found) == {
+        "twice": "SoftmaxAttention",
+        "grouped": "SoftmaxAttention",
+        "self_attention": "SoftmaxAttention",
+        "linear": "LinearAttention",
+    }
+    assert found.count_params() == model.count_params()
+    for w in found.weights:
+        w.assign(w + 1.0)
+    for now, then in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_a_replacement_has_the_sizes_and_the_position_of_the_old_layer(rng):
+    found = replace_attention(mixed_model(), LinearAttention(1, 1, feature_map="relu"))
+    assert set(kinds(found).values()) == {"LinearAttention"}
+    grouped = found.get_layer("inner").get_layer("grouped")
+    assert (grouped.num_heads, grouped.key_dim, grouped.num_key_value_heads) == (4, 4, 2)
+    assert isinstance(found.get_layer("block").self_attention.position, Rotary)
+    cosformer = replace_attention(mixed_model(), CosFormerAttention(1, 1, horizon=8))
+    x = inputs(rng, 2, 9, 8)
+    assert np.isfinite(keras.ops.convert_to_numpy(cosformer(x))).all()
+
+
+def test_a_function_gets_each_old_layer_and_where_selects(rng):
+    seen = []
+
+    def windowed(old):
+        seen.append((old.name, type(old).__name__))
+        return WindowedLinearAttention(
+            old.num_heads, old.key_dim, num_key_value_heads=old.num_key_value_heads, window=4,
+            position=old.position,
+        )  # fmt: skip
+
+    model = mixed_model()
+    found = replace_attention(model, windowed, where=lambda layer: layer.name != "linear")
+    assert seen == [
+        ("twice", "SoftmaxAttention"),
+        ("grouped", "SoftmaxAttention"),
+        ("self_attention", "SoftmaxAttention"),
+    ]
+    assert kinds(found)["linear"] == "LinearAttention"
+    again = replace_attention(model, windowed, where=lambda layer: layer.name != "linear")
+    x = inputs(rng, 2, 9, 8)
+    assert_close(again(x), found(x), 0)  # converting twice gives the same
+
+
+def test_projections_are_kept_and_what_a_layer_lacks_is_left_out():
+    x = keras.Input((None, 8))
+    layer = keras.layers.MultiHeadAttention(2, 4)
+    model = with_random_weights(keras.Model(x, layer(x, x)))
+    found = replace_attention(model, LSHAttention(1, 1, bucket_size=4, num_buckets=2, max_length=8))
+    old, new = layer.get_weights(), found.layers[1]
+    for kept, dense in ((old[0], new.query_dense), (old[4], new.value_dense)):
+        np.testing.assert_array_equal(kept, keras.ops.convert_to_numpy(dense.kernel))
+
+
+def test_a_sequential_and_a_compiled_model(rng):
+    model = keras.Sequential(
+        [keras.Input((None, 8)), TransformerEncoder(12, 2), keras.layers.Dense(3)]
+    )
+    with_random_weights(model).compile("adam", "mse")
+    x = inputs(rng, 2, 9, 8)
+    found = replace_attention(model, SOFTMAX)
+    assert isinstance(found, keras.Sequential)
+    assert_close(found(x), model(x), EXACT)
+    assert np.isfinite(found.fit(x, np.ones((2, 9, 3)), verbose=0).history["loss"][0])
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float64"])
+def test_dtypes_are_kept(dtype):
+    x = keras.Input((None, 8), dtype=keras.DTypePolicy(dtype).compute_dtype)
+    layer = keras.layers.MultiHeadAttention(2, 4, dtype=dtype)
+    model = keras.Model(x, layer(x, x))
+    assert replace_attention(model, LinearAttention(1, 1)).layers[1].dtype_policy.name == dtype
+
+
+def test_it_loads_in_a_fresh_process(tmp_path, rng):
+    x = inputs(rng, 2, 9, 8)
+    found = replace_attention(mixed_model(), CosFormerAttention(1, 1, horizon=8))
+    found.save(tmp_path / "m.keras")
+    np.save(tmp_path / "x.npy", x)
+    subprocess.run([sys.executable, SAVED, "m.keras", "x.npy", "y.npy"], cwd=tmp_path, check=True)
+    assert_close(np.load(tmp_path / "y.npy"), found(x), 1e-6)
+
+
+def functional(layer):
+    x = keras.Input((None, 8))
+    return keras.Model(x, layer(x))
+
+
+def quantised():
+    model = functional(keras.layers.Dense(8, name="head"))
+    model.quantize("int8")
+    return model
+
+
+def with_lora():
+    model = functional(keras.layers.Dense(8, name="head"))
+    model.layers[1].enable_lora(2)
+    return model
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (mixed_model, (keras.layers.Dense(3),), "`attention` must be an attention layer.*Dense"),
+        (mixed_model, (lambda old: None,), "it returned: None"),
+        (lambda: keras.Sequential([keras.layers.Dense(3)]), (SOFTMAX,), "a built Keras model"),
+        (lambda: functional(keras.layers.Dense(3)), (SOFTMAX,), "No layer of .* was replaced"),
+        (mixed_model, (SOFTMAX, ["nowhere"]), r"`where` names .*\['nowhere'\].*'twice', 'grouped'"),
+        (
+            lambda: functional(Wrapped(name="mine")),
+            (SOFTMAX,),
+            r"'inner' of .* cannot be replaced: it is a part of 'mine' \(Wrapped\)",
+        ),
+        (quantised, (SOFTMAX,), "its layer 'head' is quantised"),
+        (with_lora, (SOFTMAX,), "its layer 'head' has LoRA weights"),
+        (
+            mixed_model,
+            (lambda old: LinearAttention(old.num_heads, 9),),
+            r"'twice' cannot take over the weight 'query/kernel'.*\(8, 2, 4\).*\(8, 2, 9\)",
+        ),
+    ],
+)
+def test_what_cannot_be_replaced_is_named(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        replace_attention(make(), *arguments)
+
+
+def test_a_subclassed_model_is_refused(rng):
+    model = Subclassed(name="mine")
+    model(inputs(rng, 1, 2, 3))
+    with pytest.raises(ValueError, match=r"'mine' is a subclassed model \(Subclassed\)"):
+        replace_attention(model, SOFTMAX)
+
+
+# KerasHub
+
+CAUSAL = {"vocabulary_size": 50, "num_layers": 2, "hidden_dim": 16, "intermediate_dim": 20}
+GROUPED = {**CAUSAL, "num_query_heads": 4, "num_key_value_heads": 2}
+PLAIN = {**CAUSAL, "num_heads": 2, "max_sequence_length": 32}
+BACKBONES = {
+    "Bert": PLAIN,
+    "Roberta": PLAIN,
+    "DistilBert": PLAIN,
+    "GPT2": PLAIN,
+    "Llama": {**GROUPED, "rope_max_wavelength": 5000},
+    "Mistral": {**GROUPED, "sliding_window": 4, "rope_scaling_factor": 2.0},
+    "Qwen": {**GROUPED, "use_sliding_window_attention": True, "sliding_window_size": 4},
+    "Gemma": {**GROUPED, "intermediate_dim": 40, "head_dim": 6},
+}
+
+
+@pytest.fixture(scope="module")
+def keras_hub():
+    return pytest.importorskip("keras_hub", reason="needs keras-hub, the extra `works-with`")
+
+
+def backbone(keras_hub, name, **more):
+    cls = getattr(keras_hub.models, f"{name}Backbone")
+    return with_random_weights(cls(**BACKBONES[name], **more))
+
+
+def tokens(rng, name, lengths=(9, 6)):
+    mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    found = {"token_ids": rng.integers(1, 50, mask.shape), "padding_mask": mask.astype("int32")}
+    if name == "Bert":
+        found["segment_ids"] = np.zeros(mask.shape, "int32")
+    return found, mask
+
+
+def sequence(outputs):
+    return outputs["sequence_output"] if isinstance(outputs, dict) else outputs
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_of_keras_hub_is_equal_with_softmax(name, keras_hub, rng):
+    model = backbone(keras_hub, name)
+    x, mask = tokens(rng, name)
+    found = replace_attention(model, SOFTMAX)
+    expected, y = (keras.ops.convert_to_numpy(sequence(m(x))) for m in (model, found))
+    assert_close(y[mask], expected[mask], EXACT)
+    assert kinds(found) == {"self_attention": "SoftmaxAttention"}
+
+
+def test_a_vision_encoder_of_keras_hub_is_equal_with_softmax(keras_hub, rng):
+    encoder = keras_hub.src.models.vit.vit_layers.ViTEncoder(2, 2, 16, 20)
+    x = keras.Input((None, 16))
+    model = with_random_weights(keras.Model(x, encoder(x)))
+    found, data = replace_attention(model, SOFTMAX), inputs(rng, 2, 9, 16)
+    assert_close(found(data), model(data), EXACT)
+    linear = replace_attention(found, LinearAttention(1, 1))
+    assert kinds(linear) == {"self_attention": "LinearAttention"}
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Llama"])
+def test_a_causal_model_of_keras_hub_streams_and_loads(name, keras_hub, rng, tmp_path):
+    hybrid = replace_attention(
+        backbone(keras_hub, name),
+        lambda old: LinearAttention(
+            old.num_heads, old.key_dim, num_key_value_heads=old.num_key_value_heads,
+            use_bias=old.use_bias, position=old.position,
+        ),
+    )  # fmt: skip
+    x, _ = tokens(rng, name, lengths=(9, 9))
+    whole, stream = keras.ops.convert_to_numpy(hybrid(x)), Streaming(hybrid)
+    state, pieces = stream.initial_state(2), []
+    for start, end in ((0, 4), (4, 5), (5, 9)):
+        y, state = stream({key: a[:, start:end] for key, a in x.items()}, state)
+        pieces.append(keras.ops.convert_to_numpy(y))
+    assert_close(np.concatenate(pieces, axis=1), whole, EXACT)
+    hybrid.save(tmp_path / "m.keras")
+    assert_close(keras.models.load_model(tmp_path / "m.keras")(x), whole, 0)
+
+
+def test_a_language_model_of_keras_hub_shares_its_embedding(keras_hub, rng):
+    model = keras_hub.models.GPT2CausalLM(backbone(keras_hub, "GPT2"))
+    x, mask = tokens(rng, "GPT2")
+    found = replace_attention(model, SOFTMAX)
+    expected, y = (keras.ops.convert_to_numpy(m(x)) for m in (model, found))
+    assert_close(y[mask], expected[mask], EXACT)
+    assert found.count_params() == model.count_params()
+
+
+def test_what_a_keras_hub_model_has_beyond_our_blocks_is_named(keras_hub):
+    llama = backbone(
+        keras_hub, "Llama", rope_frequency_adjustment_factor=8.0, rope_low_freq_factor=1.0,
+        rope_high_freq_factor=4.0, rope_pretraining_sequence_length=64,
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"'transformer_layer_0' of .* its rotary frequencies are adj"
+    ):
+        replace_attention(llama, SOFTMAX)
+    gemma = backbone(keras_hub, "Gemma", attention_logit_soft_cap=30.0)
+    with pytest.raises(ValueError, match=r"'decoder_block_0' of .* it has `logit_soft_cap`"):
+        replace_attention(gemma, SOFTMAX)
