@@ -30,6 +30,7 @@ from keras_cosattn.feature_maps import (
     PositiveFeatures,
     TrigonometricFeatures,
 )
+from keras_cosattn.generation import generate
 from keras_cosattn.positions import (
     ALiBi,
     Position,
@@ -90,4 +91,5 @@ __all__ = [
     "TrigonometricFeatures",
     "WindowedLinearAttention",
     "XPos",
+    "generate",
 ]

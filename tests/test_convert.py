@@ -20,6 +20,7 @@ from keras_cosattn import (
     TransformerDecoder,
     TransformerEncoder,
     WindowedLinearAttention,
+    generate,
 )
 from keras_cosattn.convert import replace_attention
 
@@ -43,11 +44,11 @@ class Wrapped(keras.layers.Layer):
         return self.inner(x, x)
 
 
-def with_random_weights(model):
+def with_random_weights(model, spread=0.3):
     rng = np.random.default_rng(0)
     for w in model.weights:
         if keras.backend.is_float_dtype(w.dtype):
-            w.assign(w + 0.3 * rng.standard_normal(w.shape))
+            w.assign(w + spread * rng.standard_normal(w.shape))
     return model
 
 
@@ -251,9 +252,9 @@ def keras_hub():
     return pytest.importorskip("keras_hub", reason="needs keras-hub, the extra `works-with`")
 
 
-def backbone(keras_hub, name, **more):
+def backbone(keras_hub, name, spread=0.3, **more):
     cls = getattr(keras_hub.models, f"{name}Backbone")
-    return with_random_weights(cls(**BACKBONES[name], **more))
+    return with_random_weights(cls(**BACKBONES[name], **more), spread)
 
 
 def tokens(rng, name, lengths=(9, 6)):
@@ -308,13 +309,47 @@ def test_a_causal_model_of_keras_hub_streams_and_loads(name, keras_hub, rng, tmp
     assert_close(keras.models.load_model(tmp_path / "m.keras")(x), whole, 0)
 
 
-def test_a_language_model_of_keras_hub_shares_its_embedding(keras_hub, rng):
-    model = keras_hub.models.GPT2CausalLM(backbone(keras_hub, "GPT2"))
-    x, mask = tokens(rng, "GPT2")
+def language_model(keras_hub, name):
+    cls = getattr(keras_hub.models, f"{name}CausalLM")
+    return cls(backbone(keras_hub, name, spread=1.5))
+
+
+def generated(model, sampler="greedy", stop=None):
+    """Tokens after prompts of 5 and 3."""
+    given = np.arange(12) < np.array([5, 3])[:, None]
+    tokens = np.random.default_rng(3).integers(1, 50, given.shape) * given
+    model.compile(sampler=sampler)
+    return model.generate({"token_ids": tokens, "padding_mask": given}, stop_token_ids=stop)
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Llama", "Gemma"])
+def test_a_language_model_of_keras_hub_generates_with_a_state(name, keras_hub):
+    model = language_model(keras_hub, name)
     found = replace_attention(model, SOFTMAX)
-    expected, y = (keras.ops.convert_to_numpy(m(x)) for m in (model, found))
-    assert_close(y[mask], expected[mask], EXACT)
     assert found.count_params() == model.count_params()
+    expected = generated(model)["token_ids"]
+    np.testing.assert_array_equal(generated(found)["token_ids"], expected)
+    stop = [int(expected[0, 7])]
+    for key, y in generated(found, stop=stop).items():
+        np.testing.assert_array_equal(y, generated(model, stop=stop)[key])
+
+
+def test_a_language_model_of_keras_hub_with_linear_attention(keras_hub, tmp_path):
+    found = replace_attention(language_model(keras_hub, "GPT2"), SOFTMAX)
+    linear = replace_attention(found, LinearAttention(1, 1))  # a converted model again
+    tokens = generated(linear)["token_ids"]
+    for row, start in zip(tokens, (5, 3), strict=True):
+        for i in range(start, 12):  # without any state
+            x = {"token_ids": row[None, :i], "padding_mask": np.ones((1, i), "int32")}
+            assert row[i] == np.argmax(keras.ops.convert_to_numpy(linear(x))[0, -1])
+    stream = Streaming(linear.backbone)
+    np.testing.assert_array_equal(generate(stream, tokens[:1, :5], 7), tokens[:1, 5:])
+    top = generate(stream, tokens[:1, :5], 7, sampler=keras_hub.samplers.TopKSampler(1, seed=0))
+    np.testing.assert_array_equal(top, tokens[:1, 5:])
+    assert generated(linear, "beam")["token_ids"].shape == (2, 12)
+    linear.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(generated(loaded)["token_ids"], tokens)
 
 
 def test_what_a_keras_hub_model_has_beyond_our_blocks_is_named(keras_hub):

@@ -19,7 +19,7 @@ FLOORS = [
     ["compiled_step", "constant_inputs", "fingerprint", "probe", "state_checks", "state_file"],
     ["compact_state", "stream_check"],
     ["streaming"],
-    ["carried", "convert"],
+    ["carried", "convert", "generation"],
     ["export"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

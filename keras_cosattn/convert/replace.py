@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
@@ -86,7 +87,14 @@ def replace_attention(
             "class."
         )
     _refuse_adapted(model)
-    return _Conversion(model, attention, where).run()
+    if not _generates(model):
+        return _Conversion(model, attention, where).run()
+    from keras_cosattn.convert.causal_lm import StreamingCausalLM
+
+    # The copy of a task is a backbone that ends in logits; a copy of that has no head of its own.
+    ends = model.backbone if isinstance(model, StreamingCausalLM) else model
+    copy = _Conversion(ends, attention, where).run()
+    return StreamingCausalLM(copy, preprocessor=model.preprocessor, name=model.name)
 
 
 class _Conversion:
@@ -98,6 +106,7 @@ class _Conversion:
         self._copied: list[tuple[Layer, Layer]] = []
         self._attending: list[str] = []
         self._replaced: list[str] = []
+        self._shared = _sharing_models(model)
         self._decodes = any(class_of(layer) in DECODERS for layer in model._flatten_layers())
 
     def run(self) -> keras.Model:
@@ -132,13 +141,27 @@ class _Conversion:
             copy.build(model.input_shape)
         return copy
 
-    def _layer(self, old: Layer) -> Layer:
+    def _layer(self, old: Layer) -> Any:
         """Return the copy of a layer, the same at every call; operations as they are."""
         if not isinstance(old, Layer):
             return old
         if id(old) not in self._new:
-            self._new[id(old)] = self._clone(old) if _has_graph(old) else self._copy(old)
+            if not _has_graph(old):
+                self._new[id(old)] = self._copy(old)
+            elif old in self._shared:
+                return functools.partial(self._inline, old)
+            else:
+                self._new[id(old)] = self._clone(old)
         return self._new[id(old)]
+
+    def _inline(self, old: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        """Return what the copies of the layers of a model inside the model make of `inputs`.
+
+        Keras saves a layer of an inner model and the same layer outside as two. So an inner model
+        that shares layers with the outer one, as the backbone of a language model its embedding,
+        becomes a part of it. Layers get their `training` and `mask` from Keras.
+        """
+        return old._run_through_graph(inputs, operation_fn=self._layer, call_fn=_call)
 
     def _copy(self, old: Layer) -> Layer:
         equivalent = equivalent_of(old)
@@ -197,6 +220,19 @@ def _call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
     if isinstance(layer, TransformerDecoder) and "padding_mask" in kwargs:
         kwargs["decoder_padding_mask"] = kwargs.pop("padding_mask")
     return layer(*args, **kwargs)
+
+
+def _generates(model: keras.Model) -> bool:
+    """Whether a model is a `keras_hub.models.CausalLM`."""
+    classes = [(c.__module__.split(".")[0], c.__name__) for c in type(model).__mro__]
+    return ("keras_hub", "CausalLM") in classes
+
+
+def _sharing_models(model: Any) -> list[Any]:
+    """The models inside a functional model that have layers which it calls itself, too."""
+    inner = [layer for layer in model.layers if isinstance(layer, keras.Function)]
+    own = {id(layer) for layer in model.layers}
+    return [m for m in inner if own & {id(layer) for layer in m._flatten_layers()} - {id(m)}]
 
 
 def _has_graph(layer: Layer) -> bool:
