@@ -97,10 +97,19 @@ def replace_attention(
     return StreamingCausalLM(copy, preprocessor=model.preprocessor, name=model.name)
 
 
-class _Conversion:
-    """One call of `replace_attention`: which layer became which."""
+def equal_model(model: keras.Model) -> keras.Model:
+    """Return a copy of a model whose attention layers are the equal ones of this package."""
+    return _Conversion(model, None, None).run()
 
-    def __init__(self, model: keras.Model, attention: Replacement, where: Where) -> None:
+
+class _Conversion:
+    """One copy of a model: which layer became which.
+
+    Args:
+        model, attention, where: As in `replace_attention`. Without `attention` the copy is equal.
+    """
+
+    def __init__(self, model: keras.Model, attention: Replacement | None, where: Where) -> None:
         self._model, self._attention, self._where = model, attention, where
         self._new: dict[int, Layer] = {}
         self._copied: list[tuple[Layer, Layer]] = []
@@ -126,7 +135,7 @@ class _Conversion:
                     f"`where` names layers of '{name}' that do not attend, or that it does not "
                     f"have: {sorted(unknown)}. Those that attend: {self._attending}"
                 )
-        if not self._replaced:
+        if not self._replaced and self._attention is not None:
             raise ValueError(
                 f"No layer of '{name}' was replaced. Those that attend: {self._attending}"
             )
@@ -178,7 +187,7 @@ class _Conversion:
             equal = equivalent(old)
         except CannotConvertError as error:
             self._refuse(old, str(error))
-        if not selected:
+        if not selected or self._attention is None:
             return equal
         self._replaced.append(old.name)
         return exchange(equal, self._attention)

@@ -1,0 +1,120 @@
+"""New attention layers learn what the old ones computed, and nothing else changes."""
+
+import keras
+import numpy as np
+import pytest
+from support import assert_close
+from variants import inputs
+
+from keras_cosattn import (
+    HedgehogFeatures,
+    LinearAttention,
+    RoutedAttention,
+    SegmentedAttention,
+    SoftmaxAttention,
+    TransformerDecoder,
+    WindowedLinearAttention,
+)
+from keras_cosattn.convert import attention_errors, replace_attention, transfer
+
+WINDOWED = WindowedLinearAttention(1, 1, window=3)
+
+
+def softmax_model():
+    x = keras.Input((None, 8))
+    y = keras.layers.MultiHeadAttention(2, 4, name="first")(x, x, use_causal_mask=True)
+    y = TransformerDecoder(12, attention=SoftmaxAttention(2, 4), name="block")(x + y)
+    model, rng = keras.Model(x, keras.layers.Dense(3)(y)), np.random.default_rng(0)
+    for w in model.weights:
+        w.assign(w + 0.3 * rng.standard_normal(w.shape))
+    return model
+
+
+def weights(model):
+    return {w.path: keras.ops.convert_to_numpy(w) for w in model.weights}
+
+
+@pytest.mark.parametrize("train", ["new", "attention"])
+def test_each_layer_gets_nearer_to_its_teacher(train, rng):
+    model, x = softmax_model(), inputs(rng, 16, 12, 8)
+    found = replace_attention(model, WINDOWED)
+    before, first = weights(found), attention_errors(model, found, x)
+    teacher = weights(model)
+    optimizer = keras.optimizers.Adam(1e-2)
+    said = transfer(model, found, x, train=train, optimizer=optimizer, epochs=30, verbose=0)
+    last = attention_errors(model, found, x)
+    assert list(first) == ["first", "block/self_attention"]
+    for name, error in last.items():
+        assert error < 0.9 * first[name]
+    for rank, error in enumerate(last.values()):
+        assert said.history[f"error_{rank}"][-1] == pytest.approx(error**2, rel=0.2)
+    moved = {path for path, w in weights(found).items() if (w != before[path]).any()}
+    projections = "/query/", "/key/", "/value/", "/attention_output/"
+    assert any(not any(name in path for name in projections) for path in moved)
+    assert any("/query/" in path for path in moved) == (train == "attention")
+    assert all("attention" in path or path.startswith("first/") for path in moved)
+    for path, w in weights(model).items():
+        np.testing.assert_array_equal(w, teacher[path])
+    assert all(w.trainable for w in found.trainable_weights)
+    assert len(found.trainable_weights) == len(replace_attention(model, WINDOWED).trainable_weights)
+
+
+def test_the_errors_are_those_of_the_formula(rng):
+    model, x = softmax_model(), inputs(rng, 2, 12, 8)
+    found = replace_attention(model, LinearAttention(1, 1), where=["first"])
+    y, z = (
+        keras.ops.convert_to_numpy(m.get_layer("first")(x, x, use_causal_mask=True))
+        for m in (model, found)
+    )
+    expected = np.sqrt(np.sum((z - y) ** 2) / np.sum(y**2))
+    assert attention_errors(model, found, x) == {"first": pytest.approx(expected, rel=1e-4)}
+    assert attention_errors(model, replace_attention(model, SegmentedAttention(1, 1, 20)), x) == {
+        name: pytest.approx(0, abs=1e-5) for name in ("first", "block/self_attention")
+    }
+
+
+def test_an_interrupted_transfer_goes_on(rng, tmp_path):
+    model, x = softmax_model(), inputs(rng, 8, 12, 8)
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    found = replace_attention(model, WINDOWED)
+    options = {"epochs": 4, "shuffle": False, "verbose": 0, "backup_dir": tmp_path / "backup"}
+    with pytest.raises(KeyboardInterrupt):
+        transfer(model, found, x, callbacks=[Interrupt()], **options)
+    again = replace_attention(model, WINDOWED)
+    assert len(transfer(model, again, x, **options).history["loss"]) < 4
+    whole = replace_attention(model, WINDOWED)
+    transfer(model, whole, x, **{**options, "backup_dir": None})
+    assert_close(again(x), whole(x), 1e-5)
+
+
+def test_routed_attention_is_one_student(rng):
+    model, x = softmax_model(), inputs(rng, 2, 12, 8)
+
+    def routed(old):
+        sizes = old.num_heads, old.key_dim
+        return RoutedAttention(
+            [LinearAttention(*sizes, feature_map=HedgehogFeatures()), SegmentedAttention(*sizes, 4)]
+        )
+
+    found = replace_attention(model, routed, where=["first"])
+    assert set(transfer(model, found, x, verbose=0).history) == {"loss", "error_0"}
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda m: replace_attention(m, LinearAttention(1, 1)), {}, "have no weights but their"),
+        (lambda m: replace_attention(m, WINDOWED), {"train": "all"}, "`train` must be 'new' or"),
+        (lambda m: replace_attention(m, SoftmaxAttention(1, 1)), {}, "there is nothing to learn"),
+        (lambda m: keras.Sequential([keras.Input((None, 8))]), {}, r"what `replace_attention` ret"),
+    ],
+)
+def test_what_cannot_learn_is_named(make, options, message, rng):
+    model = softmax_model()
+    with pytest.raises(ValueError, match=message):
+        transfer(model, make(model), inputs(rng, 1, 4, 8), verbose=0, **options)
