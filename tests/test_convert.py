@@ -191,9 +191,31 @@ def with_lora():
     return model
 
 
+@keras.saving.register_keras_serializable("test_convert")
 class Subclassed(keras.Model):
+    """A model of a user, with attention in a list and in a layer."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.layers_ = [keras.layers.MultiHeadAttention(2, 4, name=n) for n in ("first", "second")]
+        self.last = Wrapped(name="last")
+
     def call(self, x):
-        return x
+        for layer in self.layers_:
+            x = layer(x, x, use_causal_mask=True)
+        return self.last(x)
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Late(keras.layers.Layer):
+    """A layer of a user that makes its attention in `build`."""
+
+    def build(self, shape):
+        self.attention = keras.layers.MultiHeadAttention(2, 4, name="inner")
+        self.attention.build(shape, shape)
+
+    def call(self, x):
+        return self.attention(x, x)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +227,9 @@ class Subclassed(keras.Model):
         (lambda: functional(keras.layers.Dense(3)), (SOFTMAX,), "No layer of .* was replaced"),
         (mixed_model, (SOFTMAX, ["nowhere"]), r"`where` names .*\['nowhere'\].*'twice', 'grouped'"),
         (
-            lambda: functional(Wrapped(name="mine")),
+            lambda: functional(Late(name="mine")),
             (SOFTMAX,),
-            r"'inner' of .* cannot be replaced: it is a part of 'mine' \(Wrapped\)",
+            "'inner' of .* cannot be replaced: it is the attribute `attention` of a Late, which",
         ),
         (quantised, (SOFTMAX,), "its layer 'head' is quantised"),
         (with_lora, (SOFTMAX,), "its layer 'head' has LoRA weights"),
@@ -223,11 +245,35 @@ def test_what_cannot_be_replaced_is_named(make, arguments, message):
         replace_attention(make(), *arguments)
 
 
-def test_a_subclassed_model_is_refused(rng):
-    model = Subclassed(name="mine")
-    model(inputs(rng, 1, 2, 3))
-    with pytest.raises(ValueError, match=r"'mine' is a subclassed model \(Subclassed\)"):
-        replace_attention(model, SOFTMAX)
+def test_attention_inside_a_layer_of_the_user(rng, tmp_path):
+    x = keras.Input((None, 8))
+    y = Wrapped(name="mine")(Wrapped(name="yours")(x))
+    model = with_random_weights(keras.Model(x, keras.layers.Dense(3)(y)))
+    data = inputs(rng, 2, 9, 8)
+    found = replace_attention(model, SOFTMAX)
+    assert_close(found(data), model(data), EXACT)
+    assert [type(layer.inner) for layer in found._flatten_layers() if type(layer) is Wrapped] == [
+        SoftmaxAttention,
+        SoftmaxAttention,
+    ]
+    linear = replace_attention(model, LinearAttention(1, 1))
+    linear.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert_close(loaded(data), linear(data), 0)
+    assert "LinearAttention" in kinds(loaded).values()
+    assert_close(replace_attention(loaded, SOFTMAX)(data), model(data), EXACT)
+
+
+def test_a_subclassed_model(rng, tmp_path):
+    model, data = Subclassed(name="mine"), inputs(rng, 2, 9, 8)
+    model(data)
+    with_random_weights(model)
+    found = replace_attention(model, SOFTMAX)
+    assert_close(found(data), model(data), EXACT)
+    linear = replace_attention(model, LinearAttention(1, 1), where=["second"])
+    assert kinds(linear)["first"] == "MultiHeadAttention"
+    linear.save(tmp_path / "m.keras")
+    assert_close(keras.models.load_model(tmp_path / "m.keras")(data), linear(data), 0)
 
 
 # KerasHub

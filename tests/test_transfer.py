@@ -105,6 +105,32 @@ def test_routed_attention_is_one_student(rng):
     assert set(transfer(model, found, x, verbose=0).history) == {"loss", "error_0"}
 
 
+@keras.saving.register_keras_serializable("test_transfer")
+class Subclassed(keras.Model):
+    """A model of a user, with attention in a list."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = [keras.layers.MultiHeadAttention(2, 4, name=n) for n in ("first", "second")]
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x, x, use_causal_mask=True)
+        return x
+
+
+def test_the_layers_of_a_subclassed_model_learn(rng):
+    model, x = Subclassed(), inputs(rng, 8, 12, 8)
+    model(x)
+    found = replace_attention(model, WINDOWED)
+    first = attention_errors(model, found, x)
+    optimizer = keras.optimizers.Adam(1e-2)
+    transfer(model, found, x, train="attention", optimizer=optimizer, epochs=20, verbose=0)
+    last = attention_errors(model, found, x)
+    assert len(first) == 2
+    assert all(error < 0.9 * first[name] for name, error in last.items())
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [

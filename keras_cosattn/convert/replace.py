@@ -18,9 +18,16 @@ from keras_cosattn.convert.equivalents import (
     equivalent_of,
 )
 from keras_cosattn.convert.exchange import Replacement, exchange
+from keras_cosattn.convert.rewired import Rewired, attribute, attributes, has_attribute
+from keras_cosattn.convert.weights import arrays_of, assign
 from keras_cosattn.transformer import TransformerDecoder
 
 Where = Callable[[Any], bool] | Collection[str] | None
+
+_MADE_LATER = (
+    "it is the attribute `{path}` of a {cls}, which its constructor does not make. Make it there, "
+    "not in `build`"
+)
 
 
 def replace_attention(
@@ -38,6 +45,10 @@ def replace_attention(
       GPT-2), its `ViTEncoder`, and the decoders of Llama, Mistral, Qwen and Gemma. They become
       blocks of this package.
 
+    A layer of your own class, or a subclassed model, is copied by its config. Attention layers that
+    its constructor puts into attributes, lists or dicts are replaced there; the copy is inside a
+    `Rewired` layer, which saves them. The class must be registered with Keras to be loaded.
+
     The copy of a KerasHub backbone or task is a plain functional model. In it all decoders and
     position embeddings are those of this package, so that it can stream. Import `keras_hub` before
     it is loaded.
@@ -46,7 +57,7 @@ def replace_attention(
     attention they are not: train the copy, on the outputs of the model or on data.
 
     Args:
-        model: A built functional or sequential model. Models inside it are converted too.
+        model: A built Keras model. Models inside it are converted too.
         attention: An attention layer of this package. Each place gets a copy with the sizes of the
             layer that was there (heads, their sizes, biases, output), its name and dtype, and its
             position if it takes that one. Or a function that gets the old layer, as an attention
@@ -56,12 +67,12 @@ def replace_attention(
             `None`, all.
 
     Returns:
-        A functional or sequential Keras model, compiled as `model` is.
+        A Keras model. A functional or sequential one is compiled as `model` is.
 
     Raises:
-        ValueError: If the model is not built, is subclassed, has LoRA weights or is quantised, if
-            no layer was selected, or if a selected one cannot be replaced. The message names the
-            layer and the reason.
+        ValueError: If the model is not built, has LoRA weights or is quantised, if no layer was
+            selected, or if a selected one cannot be replaced. The message names the layer and the
+            reason.
 
     Example:
     >>> x = keras.Input((None, 8))
@@ -80,12 +91,6 @@ def replace_attention(
         )
     if not (isinstance(model, keras.Model) and model.built):
         raise ValueError(f"`model` must be a built Keras model. Received: {model!r}")
-    if not _has_graph(model):
-        raise ValueError(
-            f"'{model.name}' is a subclassed model ({type(model).__name__}), whose layers only its "
-            "own code connects. Build it as a functional model, or use the attention layer in its "
-            "class."
-        )
     _refuse_adapted(model)
     if not _generates(model):
         return _Conversion(model, attention, where).run()
@@ -113,16 +118,23 @@ class _Conversion:
         self._model, self._attention, self._where = model, attention, where
         self._new: dict[int, Layer] = {}
         self._copied: list[tuple[Layer, Layer]] = []
+        self._rewired_layers: list[tuple[Layer, Rewired, dict[str, Layer]]] = []
         self._attending: list[str] = []
         self._replaced: list[str] = []
         self._shared = _sharing_models(model)
         self._decodes = any(class_of(layer) in DECODERS for layer in model._flatten_layers())
 
     def run(self) -> keras.Model:
-        copy = self._clone(self._model)
+        copy: Any = self._layer(self._model)
         self._check()
+        if not _has_graph(self._model) and self._replaced:
+            copy.layer.build_from_config(self._model.get_build_config())
         for old, new in self._copied:
             new.set_weights(old.get_weights())
+        for old, new, replaced in self._rewired_layers:
+            assign(new.layer, arrays_of(old))
+            for path, layer in replaced.items():
+                attribute(new.layer, path).set_weights(layer.get_weights())
         return copy
 
     def _check(self) -> None:
@@ -175,10 +187,9 @@ class _Conversion:
     def _copy(self, old: Layer) -> Layer:
         equivalent = equivalent_of(old)
         if equivalent is None:
-            self._look_inside(old)
             if self._decodes and class_of(old) in EMBEDDINGS:
                 return EMBEDDINGS[class_of(old)](old)
-            return self._same(old)
+            return self._rewired(old) or self._same(old)
         self._attending.append(old.name)
         selected = self._selected(old)
         if not selected and class_of(old) not in DECODERS:
@@ -187,35 +198,57 @@ class _Conversion:
             equal = equivalent(old)
         except CannotConvertError as error:
             self._refuse(old, str(error))
-        if not selected or self._attention is None:
+        if not selected:
             return equal
         self._replaced.append(old.name)
-        return exchange(equal, self._attention)
+        return self._exchange(equal)
+
+    def _exchange(self, equal: Layer) -> Layer:
+        return equal if self._attention is None else exchange(equal, self._attention)
 
     def _same(self, old: Layer) -> Layer:
         """Return a copy that gets its weights once the graph has built it."""
+        new = self._made_again(old)
+        self._copied.append((old, new))
+        return new
+
+    def _made_again(self, old: Layer) -> Layer:
+        """Return a layer of the same config, not built."""
         try:
-            new = type(old).from_config(old.get_config())
+            return type(old).from_config(old.get_config())
         except Exception as error:  # whatever it is: a copy could not be loaded either
             raise ValueError(
                 f"'{self._model.name}' cannot be copied: '{old.name}' ({type(old).__name__}) "
                 "cannot be made again from its own `get_config()`. "
                 f"{type(error).__name__}: {error}"
             ) from error
-        self._copied.append((old, new))
-        return new
 
     def _selected(self, layer: Layer) -> bool:
         if self._where is None:
             return True
         return self._where(layer) if callable(self._where) else layer.name in self._where
 
-    def _look_inside(self, old: Layer) -> None:
-        """Raise ValueError for an attention layer inside a layer that only its own code reads."""
-        for inner in old._flatten_layers(include_self=False):
-            if equivalent_of(inner) is not None and self._selected(inner):
-                where = f"'{old.name}' ({type(old).__name__})"
-                self._refuse(inner, f"it is a part of {where}, whose own code calls it")
+    def _rewired(self, old: Layer) -> Layer | None:
+        """Return the copy of a layer with attention layers inside; `None` if none is selected."""
+        inside = [x for x in old._flatten_layers(include_self=False) if equivalent_of(x)]
+        self._attending += [layer.name for layer in inside]
+        selected = {id(layer) for layer in inside if self._selected(layer)}
+        if not selected:
+            return None
+        source, layers = (old.layer, old.replaced) if isinstance(old, Rewired) else (old, {})
+        copy, exchanged = self._made_again(source), {}
+        for path, inner in attributes(source, lambda layer: id(layer) in selected):
+            equivalent = equivalent_of(inner)
+            if equivalent is None or not has_attribute(copy, path):
+                self._refuse(inner, _MADE_LATER.format(path=path, cls=type(source).__name__))
+            exchanged[path] = self._exchange(equivalent(inner))
+            self._replaced.append(inner.name)
+        unbuilt = {
+            path: type(x).from_config(x.get_config()) for path, x in {**layers, **exchanged}.items()
+        }
+        new = Rewired(copy, unbuilt, name=old.name)
+        self._rewired_layers.append((source, new, exchanged))
+        return new
 
     def _refuse(self, layer: Layer, why: str) -> NoReturn:
         raise ValueError(

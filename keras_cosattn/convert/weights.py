@@ -15,12 +15,7 @@ PROJECTIONS = ("query", "key", "value", "gate", "attention_output")
 
 def by_name(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     """Return the weights of a built layer by their paths inside it, such as `"query/kernel"`."""
-    found = {}
-    for variable in layer.weights:
-        parts = variable.path.split("/")
-        inside = parts[parts.index(layer.name) + 1 :] if layer.name in parts else parts
-        found["/".join(inside)] = variable
-    return found
+    return {variable.path.removeprefix(f"{layer.path}/"): variable for variable in layer.weights}
 
 
 def arrays_of(layer: keras.layers.Layer) -> dict[str, np.ndarray]:

@@ -1,0 +1,148 @@
+"""Layers and models of a user's own class, with other attention layers in their attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+from keras.layers import Layer
+
+Path = tuple[str | int, ...]
+
+
+@keras.saving.register_keras_serializable("keras_cosattn")
+class Rewired(keras.Model):
+    """A layer of another class, in whose attributes other layers stand than its class puts there.
+
+    A class that makes attention layers in its constructor makes them again when Keras loads it.
+    This wrapper saves which layers take their place.
+
+    Args:
+        layer: The layer or model, not built.
+        replaced: dict of the path of an attribute, such as `"blocks.0.attention"`, to the layer
+            that takes its place, not built.
+        **kwargs: As for `keras.Model`, such as `name`.
+    """
+
+    def __init__(
+        self, layer: Layer, replaced: Mapping[str, Layer] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._paths = [*(replaced or {})]
+        for path, new in (replaced or {}).items():
+            _put(layer, _parsed(path), new)
+        self.layer = layer
+        self.supports_masking = layer.supports_masking
+        self.built = True  # the layer builds itself when it is called
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer(*args, **kwargs)
+
+    def compute_mask(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.compute_mask(*args, **kwargs)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.layer.built:
+            self.layer(*args, **kwargs)
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    @property
+    def replaced(self) -> dict[str, Layer]:
+        """The layers that its class does not make, by the paths of their attributes."""
+        return {path: attribute(self.layer, path) for path in self._paths}
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "layer": _saved(self.layer),
+            "replaced": {path: _saved(new) for path, new in self.replaced.items()},
+            "build_config_of_layer": self.layer.get_build_config(),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Rewired:
+        layers = {
+            path: keras.saving.deserialize_keras_object(saved, custom_objects)
+            for path, saved in {"": config["layer"], **config["replaced"]}.items()
+        }
+        new = cls(layers.pop(""), layers, name=config["name"])
+        if config["build_config_of_layer"]:
+            new.layer.build_from_config(config["build_config_of_layer"])
+        return new
+
+
+def attributes(layer: Layer, chosen: Callable[[Layer], bool]) -> Iterator[tuple[str, Layer]]:
+    """Yield the path and the layer of each attribute of a layer that is a chosen layer.
+
+    It looks into the attributes of other layers, and into lists, tuples and dicts.
+    """
+    yield from _attributes(layer, chosen, (), set())
+
+
+def attribute(layer: Layer, path: str) -> Any:
+    """Return the attribute of a layer at a path."""
+    return _get(layer, _parsed(path))
+
+
+def has_attribute(layer: Layer, path: str) -> bool:
+    """Return whether there is a layer at a path."""
+    try:
+        return isinstance(attribute(layer, path), Layer)
+    except (AttributeError, IndexError, KeyError):
+        return False
+
+
+def _attributes(value, chosen, path, seen):
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    for key, item in _items(value):
+        here = (*path, key)
+        if isinstance(item, Layer) and chosen(item):
+            yield ".".join(map(str, here)), item
+        elif isinstance(item, (Layer, list, tuple, dict)):
+            yield from _attributes(item, chosen, here, seen)
+
+
+def _items(value):
+    """The parts of a layer or a container with their names, without what Keras keeps for itself."""
+    if isinstance(value, Layer):
+        return [item for item in vars(value).items() if not item[0].startswith(KERAS_OWN)]
+    return list(value.items() if isinstance(value, dict) else enumerate(value))
+
+
+KERAS_OWN = ("_tracker", "_layers", "_self_", "_inbound_nodes", "_outbound_nodes", "_auto_config")
+"""Attributes that begin so are those in which Keras keeps the same layers once more."""
+
+
+def _parsed(path: str) -> Path:
+    return tuple(int(key) if key.isdigit() else key for key in path.split("."))
+
+
+def _get(value: Any, path: Path) -> Any:
+    for key in path:
+        value = getattr(value, str(key)) if isinstance(value, Layer) else value[key]
+    return value
+
+
+def _put(value: Any, path: Path, new: Layer) -> None:
+    *before, last = path
+    holder = _get(value, tuple(before))
+    # What is not taken out first, Keras still counts among the layers.
+    if isinstance(holder, Layer):
+        holder._tracker.untrack(getattr(holder, str(last)))
+        setattr(holder, str(last), new)
+    else:
+        holder.pop(last)
+        if isinstance(holder, dict):
+            holder[last] = new
+        else:
+            holder.insert(last, new)
+
+
+def _saved(layer: Layer) -> dict[str, Any]:
+    """The saved form of a layer that is to be built later."""
+    config = keras.saving.serialize_keras_object(layer)
+    config.pop("build_config", None)
+    return config
