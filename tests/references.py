@@ -848,25 +848,38 @@ def _sinusoid(position, size, base=10_000.0):
     )
 
 
-def _rotation(position, size, base=10_000.0):
+def _llama_rate(rate, factor, low, high, length):
+    """Of one pair of features, in radians per step: the published code of Llama 3.1, by cases."""
+    wavelength = 2 * np.pi / rate
+    if wavelength > length / low:
+        return rate / factor
+    if wavelength < length / high:
+        return rate
+    smooth = (length / wavelength - low) / (high - low)
+    return (1 - smooth) * rate / factor + smooth * rate
+
+
+def _rotation(position, size, base=10_000.0, adjustment=None):
     """The block-diagonal matrix R of a position. Su et al., 2021, eq. 15."""
     matrix = np.eye(size)
     for i in range(size // 2):
-        angle = position * base ** (-2 * i / (size - size % 2))
+        rate = base ** (-2 * i / (size - size % 2))
+        angle = position * (_llama_rate(rate, *adjustment) if adjustment else rate)
         c, s = np.cos(angle), np.sin(angle)
         matrix[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = [[c, -s], [s, c]]
     return matrix
 
 
 def _rotary_score(
-    q, k, i, j, head, heads, w, base=10_000.0, interleaved=True, scaling_factor=1.0, rotary_dim=None
-):
+    q, k, i, j, head, heads, w, base=10_000.0, interleaved=True, scaling_factor=1.0,
+    rotary_dim=None, frequency_adjustment=None,
+):  # fmt: skip
     size = rotary_dim or len(q)
     # Halves: the order in which the features of a pair are neighbours.
     order = np.arange(size) if interleaved else np.arange(size).reshape(2, -1).T.ravel()
 
     def turned(x, position):
-        matrix = _rotation(position / scaling_factor, size, base)
+        matrix = _rotation(position / scaling_factor, size, base, frequency_adjustment)
         return np.concatenate([matrix @ x[:size][order], x[size:]])
 
     return turned(q, i) @ turned(k, j)

@@ -42,6 +42,7 @@ OBJECTS = {
         Rotary,
         {"base": 50.0, "interleaved": False, "scaling_factor": 3.0, "rotary_dim": 4},
     ),
+    "Rotary-adjusted": (Rotary, {"base": 300.0, "frequency_adjustment": (4.0, 0.5, 2.0, 12)}),
     "XPos": (XPos, {"scale_base": 8.0}),
     "Sinusoidal": (Sinusoidal, {}),
     "ALiBi": (ALiBi, {}),
@@ -228,6 +229,7 @@ def test_a_rotation_moves_features_without_products(rng, monkeypatch):
     [
         ({"scaling_factor": 0}, "`scaling_factor` must be a number above 0.*=0"),
         ({"rotary_dim": 3}, "`rotary_dim` must be an even number above 0.*=3"),
+        ({"frequency_adjustment": (8.0, 4.0, 1.0, 64)}, "must be four numbers above 0.*the second"),
         ({"rotary_dim": 8}, "`rotary_dim` must be at most the size of a head.*=8, heads of 6"),
     ],
 )

@@ -128,17 +128,20 @@ LLAMA = {
 
 
 def _llama_decoder(old: Any) -> Layer:
-    """Llama, Mistral and Qwen: rotary positions in halves, grouped heads, a gate, no mean."""
-    if getattr(old, "rope_frequency_adjustment_factor", None) is not None:
-        raise CannotConvertError(
-            "its rotary frequencies are adjusted (`rope_frequency_adjustment_factor`), which "
-            "`Rotary` does not do"
-        )
+    """Llama 1 to 3, Mistral and Qwen: positions rotate halves, heads are grouped, a gate."""
     values = {LLAMA.get(name, name): x for name, x in arrays_of(old).items()}
     _, heads, size = values["self_attention/query/kernel"].shape
     biased = "self_attention/query/bias" in values  # Qwen has biases but for the output
     # The Llama of KerasHub 0.32 reads its `rope_position_scaling_factor` nowhere.
     scaling = getattr(old, "rope_scaling_factor", 1.0)
+    adjustment = None
+    if getattr(old, "rope_frequency_adjustment_factor", None) is not None:
+        adjustment = (
+            old.rope_frequency_adjustment_factor,
+            old.rope_low_freq_factor,
+            old.rope_high_freq_factor,
+            old.rope_pretraining_sequence_length,
+        )
     window = getattr(old, "sliding_window", None)
     if getattr(old, "use_sliding_window_attention", False):
         window = old.sliding_window_size
@@ -148,7 +151,12 @@ def _llama_decoder(old: Any) -> Layer:
         num_key_value_heads=old.num_key_value_heads,
         use_bias=biased,
         sliding_window=window,
-        position=Rotary(old.rope_max_wavelength, interleaved=False, scaling_factor=scaling),
+        position=Rotary(
+            old.rope_max_wavelength,
+            interleaved=False,
+            scaling_factor=scaling,
+            frequency_adjustment=adjustment,
+        ),
         dropout=old.dropout,
         dtype=old.dtype_policy,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,29 @@ from keras import ops
 from keras_cosattn.ops import arrays
 from keras_cosattn.ops.angles import angles, frequencies
 from keras_cosattn.ops.roll import roll
+
+FrequencyAdjustment = tuple[float, float, float, int]
+
+
+def adjusted(rates: Any, factor: float, low: float, high: float, length: int) -> np.ndarray:
+    """Divide the slow ones of some rates by a factor, as Llama 3.1 does to read longer sequences.
+
+    A rate that makes less than `low` turns in `length` steps is divided by `factor`, one that makes
+    more than `high` turns stays, and between them the share of the undivided rate grows linearly.
+
+    Args:
+        rates: array of shape `(f,)`, radians per step.
+        factor: by which slow rates are divided.
+        low, high: turns in `length` steps.
+        length: steps of the sequences on which the model was trained.
+
+    Reference:
+        - [Dubey et al., 2024](https://arxiv.org/abs/2407.21783), section 3.4.2, and the published
+          code of Llama 3.1
+    """
+    turns = np.asarray(rates) * length / (2 * math.pi)
+    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return share * rates + (1 - share) * rates / factor
 
 
 def apply_rotation(
@@ -20,6 +44,7 @@ def apply_rotation(
     interleaved: bool = True,
     scaling_factor: float = 1.0,
     rotary_dim: int | None = None,
+    frequency_adjustment: FrequencyAdjustment | None = None,
 ) -> Any:
     """Rotate the i-th pair of features by the angle `position base^(-2i/r) / scaling_factor`.
 
@@ -33,6 +58,7 @@ def apply_rotation(
         interleaved: whether the pairs are `(x_2i, x_2i+1)`. Otherwise they are `(x_i, x_i+r/2)`.
         scaling_factor: by which positions are divided.
         rotary_dim: number of features that rotate, at most d. Defaults to d.
+        frequency_adjustment: as in `adjusted`. Defaults to None.
 
     Returns:
         Tensor of shape `(b, t, h, d)` in float32, or in float64 for float64 inputs.
@@ -45,6 +71,8 @@ def apply_rotation(
     d = x.shape[-1]
     paired = (rotary_dim or d) // 2 * 2
     rates = frequencies(paired, base) / scaling_factor
+    if frequency_adjustment is not None:
+        rates = adjusted(rates, *frequency_adjustment)
     rates = np.repeat(rates, 2) if interleaved else np.tile(rates, 2)
     rates = np.concatenate([rates, np.zeros(d - paired)])
     angle = ops.expand_dims(angles(positions, rates, x.dtype), 2)  # (b, t, 1, d)

@@ -36,6 +36,10 @@ class Rotary(Position):
             reads longer sequences than it was trained on). Defaults to `1.0`.
         rotary_dim: int, the number of features that rotate, the first ones (partial rotation).
             Defaults to `None`, all.
+        frequency_adjustment: tuple of a factor, two numbers of turns and a length, as the models of
+            Llama 3.1 have them: `(8.0, 1.0, 4.0, 8192)`. Pairs that make less turns in that many
+            steps than the first number rotate more slowly by the factor, those that make more than
+            the second as before, and others in between. Defaults to `None`.
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Example:
@@ -49,6 +53,8 @@ class Rotary(Position):
     Reference:
         - [Su et al., 2021 (RoFormer)](https://arxiv.org/abs/2104.09864), equations 14-16, 19, 34
         - [Chen et al., 2023](https://arxiv.org/abs/2306.15595), for `scaling_factor`
+        - [Dubey et al., 2024](https://arxiv.org/abs/2407.21783), section 3.4.2, for
+          `frequency_adjustment`
     """
 
     kind: Literal["rotation"] = "rotation"
@@ -61,6 +67,7 @@ class Rotary(Position):
         interleaved: bool = True,
         scaling_factor: float = 1.0,
         rotary_dim: int | None = None,
+        frequency_adjustment: tuple[float, float, float, int] | None = None,
         **kwargs: Unpack[LayerOptions],
     ) -> None:
         super().__init__(**kwargs)
@@ -73,6 +80,9 @@ class Rotary(Position):
             raise ValueError(
                 f"`rotary_dim` must be an even number above 0. Received: rotary_dim={rotary_dim!r}"
             )
+        if frequency_adjustment is not None:
+            frequency_adjustment = _checked(frequency_adjustment)
+        self.frequency_adjustment = frequency_adjustment
         self.base, self.interleaved = base, interleaved
         self.scaling_factor, self.rotary_dim = scaling_factor, rotary_dim
 
@@ -94,6 +104,7 @@ class Rotary(Position):
             interleaved=self.interleaved,
             scaling_factor=self.scaling_factor,
             rotary_dim=self.rotary_dim,
+            frequency_adjustment=self.frequency_adjustment,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -103,4 +114,17 @@ class Rotary(Position):
             "interleaved": self.interleaved,
             "scaling_factor": self.scaling_factor,
             "rotary_dim": self.rotary_dim,
+            "frequency_adjustment": self.frequency_adjustment,
         }
+
+
+def _checked(adjustment):
+    """Return a frequency adjustment as a tuple. Raise ValueError if it cannot be one."""
+    numbers = tuple(adjustment)
+    if len(numbers) != 4 or not all(n > 0 for n in numbers) or not numbers[1] < numbers[2]:
+        raise ValueError(
+            "`frequency_adjustment` must be four numbers above 0: a factor, the turns of slow and "
+            "of fast pairs, of which the second is larger, and a length. "
+            f"Received: frequency_adjustment={adjustment!r}"
+        )
+    return numbers
