@@ -7,7 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from support import assert_close
+from support import BACKEND, assert_close
 from variants import inputs
 
 from keras_cosattn import (
