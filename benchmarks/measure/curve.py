@@ -1,0 +1,184 @@
+"""Training with plain `fit`. Each validation is kept, with the updates and seconds before it."""
+
+import json
+import math
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from measure import results
+from measure.learning import TimeLimit
+from measure.recall_data import TRAIN
+
+WARM_UP = 100
+"""Updates in which the rate rises."""
+
+
+class InverseRoot(keras.optimizers.schedules.LearningRateSchedule):
+    """The rate rises for some updates, then falls as one over the root of their number.
+
+    It does not depend on how long the training is. So the beginning of a long run is a short run,
+    and runs can be compared after equally many updates or seconds.
+    """
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, step):
+        n = keras.ops.cast(step, "float32") + 1
+        return self.rate * keras.ops.minimum(n / WARM_UP, keras.ops.sqrt(WARM_UP / n))
+
+    def get_config(self):
+        return {"rate": self.rate}
+
+
+class Curve(TimeLimit):
+    """The validations of `fit`, written to a file after each, so that an interrupted run goes on.
+
+    Seconds are those of the updates. Validations, and the first update of a process, which
+    compiles, do not count.
+
+    Args:
+        minutes: of updates, after which `fit` ends.
+        path: of the file.
+
+    Attributes:
+        validations: dicts of `updates`, `seconds`, `cpu_seconds`, `loss` and `accuracy`. The
+            second kind of seconds is that of all cores, which other programs change less.
+        compile_seconds: of the first updates.
+    """
+
+    def __init__(self, minutes, path):
+        super().__init__(minutes)
+        self.path, self.compiled, self.resumed = path, False, False
+        self.validations, self.compile_seconds, self.finished = [], 0.0, False
+        if path.exists():
+            kept = json.loads(path.read_text())
+            self.validations, self.ended = kept["validations"], kept["ended"]
+            self.compile_seconds, self.finished = kept["compile_seconds"], kept["finished"]
+        self._spent = self._after(self.validations)
+
+    @property
+    def seconds(self):
+        return self._spent[0]
+
+    @staticmethod
+    def _after(validations):
+        last = validations[-1] if validations else {"seconds": 0.0, "cpu_seconds": 0.0}
+        return [last["seconds"], last["cpu_seconds"]]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self.resumed:  # the weights may be those of an earlier validation than the last
+            self.validations = self.validations[:epoch]
+            self._spent, self.resumed = self._after(self.validations), True
+            self.finished = False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.began = time.perf_counter(), time.process_time()
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = float(logs["loss"])
+        spent = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+        if self.compiled:
+            self._spent = [sum(pair) for pair in zip(self._spent, spent, strict=True)]
+        else:
+            self.compile_seconds, self.compiled = self.compile_seconds + spent[0], True
+        super().on_train_batch_end(batch, logs)
+        if not math.isfinite(loss):
+            self.end("diverged")
+
+    def end(self, why):
+        super().end(why)
+        self.finished = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.validations.append({
+            "updates": int(self.model.optimizer.iterations),
+            "seconds": round(self._spent[0], 2),
+            "cpu_seconds": round(self._spent[1], 2),
+            **scores_of({name: logs[f"val_{name}"] for name in ("nats", "accuracy")}),
+        })  # fmt: skip
+        names = "validations", "ended", "compile_seconds", "finished"
+        results.write(self.path, json.dumps({name: getattr(self, name) for name in names}))
+
+
+def scores_of(logs):
+    """Loss and accuracy, None where they are no finite numbers."""
+    found = {"loss": float(logs["nats"]), "accuracy": float(logs["accuracy"])}
+    return {name: round(x, 5) if math.isfinite(x) else None for name, x in found.items()}
+
+
+def batches(data, count, seed, first=0):
+    """A dataset without end. What an update reads depends on the seed and its number only.
+
+    Args:
+        data: `Data`.
+        count: examples of a batch.
+        seed: of the draws.
+        first: the number of the first update, more than 0 if an interrupted run goes on.
+    """
+    like = tuple(data.draw(np.random.default_rng([seed, TRAIN, 0]), count))
+    flat = keras.tree.flatten(like)
+
+    def draw(n):
+        return keras.tree.flatten(tuple(data.draw(np.random.default_rng([seed, TRAIN, n]), count)))
+
+    def tensors(n):
+        found = tf.numpy_function(draw, [n], [x.dtype for x in flat])
+        for x, y in zip(found, flat, strict=True):
+            x.set_shape(y.shape)
+        return keras.tree.pack_sequence_as(like, found)
+
+    return tf.data.Dataset.counter(first).map(tensors).prefetch(2)
+
+
+def fixed(examples, count):
+    """A dataset of `Examples` in their order; those that do not fill a batch are left out."""
+    return tf.data.Dataset.from_tensor_slices(tuple(examples)).batch(count, drop_remainder=True)
+
+
+def compile_model(model, rate):
+    model.compile(
+        keras.optimizers.Adam(InverseRoot(rate), clipnorm=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[
+            keras.metrics.SparseCategoricalCrossentropy("nats", from_logits=True),
+            keras.metrics.SparseCategoricalAccuracy("accuracy"),
+        ],
+        jit_compile=True,
+    )
+
+
+def fit(model, task, data, *, rate, seed, minutes, updates, folder, callbacks=(), verbose=1):
+    """Train a model, and return its `Curve`. An interrupted call goes on where it was.
+
+    Args:
+        model: that of `task`, with the weights to start from.
+        data: `Data` of the task.
+        rate: the highest learning rate.
+        seed: of the batches.
+        minutes: of updates, after which the training ends.
+        updates: after which it ends, too.
+        folder: for the state of an unfinished run. The caller deletes it.
+        callbacks: more callbacks of Keras.
+        verbose: of `fit`.
+    """
+    compile_model(model, rate)
+    curve = Curve(minutes, folder / "curve.json")
+    backup = keras.callbacks.BackupAndRestore(
+        folder / "backup", double_checkpoint=True, delete_checkpoint=False
+    )
+    done = curve.validations[-1]["updates"] if curve.validations else 0
+    every = min(task.every, updates)
+    model.fit(
+        batches(data, task.batch, seed, done),
+        steps_per_epoch=every,
+        epochs=len(curve.validations) if curve.finished else -(-updates // every),
+        validation_data=fixed(data.validation, task.batch),
+        callbacks=[curve, backup, *callbacks],
+        shuffle=False,  # the dataset draws its batches at random
+        verbose=verbose,
+    )
+    return curve

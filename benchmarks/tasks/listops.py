@@ -1,0 +1,158 @@
+"""ListOps: the value of nested lists of digits, such as `[MAX 2 9 [MIN 4 7 ] 0 ]`.
+
+Nangia and Bowman, 2018, as in the Long-Range Arena (Tay et al., 2021): a node above depth 10 is an
+operator with probability 0.25, and else a digit; an operator has 2 to 10 arguments. Kept are trees
+whose length (two for each operator, one for each digit) lies strictly between two bounds. No tree
+is kept twice. 15 tokens, and 0 for padding.
+"""
+
+import functools
+
+import numpy as np
+from measure.data_cache import kept_arrays
+from measure.heads import mean
+from measure.model_inputs import Tokens
+
+from tasks.task import ACCURACY, Data, Task, drawn_from, rows
+
+OPERATORS = MIN, MAX, MED, SM = range(11, 15)
+CLOSE, PADDING = 15, 0
+FIRST_DIGIT = 1
+"""Token 1 is the digit 0, token 10 the digit 9."""
+VOCABULARY = 16
+OPERATOR_PART, MOST_ARGUMENTS, DEEPEST = 0.25, 10, 10
+APPLY = {
+    MIN: min,
+    MAX: max,
+    MED: lambda digits: int(np.median(digits)),
+    SM: lambda digits: sum(digits) % 10,
+}
+
+
+def tree(rng, longest):
+    """The tokens and the value of a drawn tree, or None if it has `longest` tokens or more."""
+    tokens, open_lists = [], []  # of each open list: operator, arguments to come, values so far
+    while True:
+        value = None
+        if len(open_lists) + 1 < DEEPEST and rng.random() <= OPERATOR_PART:
+            operator = OPERATORS[int(rng.random() * len(OPERATORS))]
+            arguments = 2 + int(rng.random() * (MOST_ARGUMENTS - 1))
+            tokens.append(operator)
+            open_lists.append((operator, arguments, []))
+        else:
+            value = int(rng.random() * 10)
+            tokens.append(FIRST_DIGIT + value)
+        while value is not None and open_lists:
+            operator, arguments, values = open_lists[-1]
+            values.append(value)
+            value = None
+            if len(values) == arguments:
+                open_lists.pop()
+                tokens.append(CLOSE)
+                value = APPLY[operator](values)
+        if not open_lists:
+            return (tokens, value) if len(tokens) < longest else None
+        if len(tokens) >= longest:
+            return None
+
+
+def draw_trees(rng, count, shortest, longest):
+    """`count` different trees with `shortest < length < longest`, and how many were drawn."""
+    found, drawn = {}, 0
+    while len(found) < count:
+        drawn += 1
+        one = tree(rng, longest)
+        if one is not None and len(one[0]) > shortest:
+            found.setdefault(bytes(one[0]), one[1])
+    return found, drawn
+
+
+def arrays(count, shortest, longest, seed=0):
+    """Padded tokens `(count, longest)` and values of drawn trees."""
+    found, _ = draw_trees(np.random.default_rng(seed), count, shortest, longest)
+    tokens = np.full((count, longest), PADDING, "uint8")
+    for row, text in zip(tokens, found, strict=True):
+        row[: len(text)] = np.frombuffer(text, "uint8")
+    return {"tokens": tokens, "values": np.array(list(found.values()), "int32")}
+
+
+def split(shortest, longest, sizes):
+    """`Examples` to train on, to validate with and to test with."""
+    name = f"listops_{shortest}_{longest}_{'_'.join(map(str, sizes))}"
+    found = kept_arrays(name, lambda: arrays(sum(sizes), shortest, longest))
+    cuts = np.cumsum(sizes)[:-1]
+    return [rows(np.int32(x), y) for x, y in zip(np.split(found["tokens"], cuts),
+                                                 np.split(found["values"], cuts),
+                                                 strict=True)]  # fmt: skip
+
+
+def read(shortest, longest, sizes):
+    train, validation, test = split(shortest, longest, sizes)
+    return Data(drawn_from(train), validation, test)
+
+
+def direct_value(row):
+    """The root operator, applied to the digits that are its own arguments; -1 without any."""
+    digits, depth = [], 0
+    for token in row[row != PADDING]:
+        if token in OPERATORS:
+            depth += 1
+        elif token == CLOSE:
+            depth -= 1
+        elif depth == 1:
+            digits.append(int(token) - FIRST_DIGIT)
+    return APPLY[row[0]](digits) if digits else -1
+
+
+def shortcut(keys, values, test_keys, test_values):
+    """The accuracy of the most frequent value for each key, learned from other examples."""
+    counts = {}
+    for key, value in zip(keys, values, strict=True):
+        counts.setdefault(key, np.zeros(10, int))[value] += 1
+    overall = sum(counts.values())
+    guesses = [counts.get(key, overall).argmax() for key in test_keys]
+    return float((np.array(guesses) == test_values).mean())
+
+
+def floors_of(train, test):
+    """Majority, root operator, and root operator with its own digits."""
+    operators = [list(part.inputs[:, 0]) for part in (train, test)]
+    direct = [[(row[0], direct_value(row)) for row in part.inputs] for part in (train, test)]
+    return {
+        "majority": float((test.labels == np.bincount(train.labels).argmax()).mean()),
+        "root operator": shortcut(operators[0], train.labels, operators[1], test.labels),
+        "root operator and its own digits": shortcut(
+            direct[0], train.labels, direct[1], test.labels
+        ),
+    }
+
+
+def floors(shortest, longest, sizes):
+    train, _, test = split(shortest, longest, sizes)
+    return floors_of(train, test)
+
+
+def task(name, shortest, longest, sizes, batch):
+    given = shortest, longest, sizes
+    return Task(
+        name=name,
+        about=f"trees of {shortest + 1:,} to {longest - 1:,} tokens, "
+        + " / ".join(f"{n:,}" for n in sizes),
+        length=longest,
+        batch=batch,
+        every=50,
+        causal=False,
+        inputs=Tokens(VOCABULARY, padded=True),
+        head=mean,
+        classes=10,
+        scores=(ACCURACY,),
+        read=lambda seed: read(*given),
+        floors=functools.partial(floors, *given),
+    )
+
+
+TASKS = [
+    task("listops", 500, 2000, (96_000, 2_000, 2_000), batch=8),
+    task("listops_500", 100, 500, (96_000, 2_000, 2_000), batch=16),
+    task("listops_200", 20, 200, (96_000, 2_000, 2_000), batch=32),
+]
