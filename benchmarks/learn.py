@@ -4,8 +4,9 @@
     python -m benchmarks.learn --task lm --attention cosformer --seed 0 --minutes 3
 
 The model is the same for every attention, but for the feed-forward width, which keeps the number
-of parameters equal. It is trained with each of the task's three learning rates, or with those of
-`--rates`. Minutes are those of the updates: validations and compilation take more.
+of parameters equal. Each of the task's three learning rates is first trained for a fifth of the
+minutes, with the seed 0. The best one on the validation is then trained with the seed that was
+asked for, and tested. Minutes are those of the updates: validations and compilation take more.
 
 Each run is a file in `benchmarks/results/learning/runs/`. An interrupted run goes on with the same
 command, a finished one is not repeated. `python -m benchmarks.queue` asks for all runs, and
@@ -34,18 +35,18 @@ def arguments_of(line=None):
     add("--attention", required=True, choices=names)
     add("--conv", action="store_true", help="a causal convolution of four steps before each block")
     add("--seed", type=int, default=0)
-    add("--minutes", type=float, required=True, help="of updates, for each rate")
-    add("--rates", type=float, nargs="+", help="learning rates; the task's three")
+    add("--minutes", type=float, required=True, help="of updates")
+    add("--rates", type=float, nargs="+", help="learning rates to choose from; the task's three")
     add("--updates", type=int, default=learning_runs.UPDATES, help="after which a run ends, too")
-    add("--also", action="store_true", help="measure the weights, or longer streams, afterwards")
     add("--fresh", action="store_true", help="repeat finished runs")
     add("--output", type=pathlib.Path, default=learning_runs.FOLDER, help="folder of the runs")
     found = parser.parse_args(line)
-    if found.attention not in attentions.names(TASKS[found.task].causal):
-        parser.error(f"{found.task} cannot have {found.attention}. It can have: "
-                     f"{', '.join(attentions.names(TASKS[found.task].causal))}")  # fmt: skip
-    if found.conv and not TASKS[found.task].causal:
-        parser.error(f"--conv is for causal tasks. Received: --task {found.task}")
+    task, can = TASKS[found.task], attentions.names(TASKS[found.task].causal)
+    if found.attention not in can:
+        parser.error(f"{task.name} cannot have {found.attention}. It can have: {', '.join(can)}")
+    if found.conv and not task.causal:
+        parser.error(f"--conv is for the causal tasks. Received: --task {task.name}")
+    found.rates = found.rates or list(task.rates)
     return found
 
 
@@ -53,20 +54,34 @@ def main():
     arguments = arguments_of()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended: the same command goes on"))
     task, folder = TASKS[arguments.task], learning_runs.folder(arguments.output)
-    for rate in arguments.rates or task.rates:
-        names = "attention", "conv", "seed", "minutes", "updates", "also"
-        options = {name: getattr(arguments, name) for name in names}
-        given = learned.given_of(task, rate=rate, **options)
-        path = folder.path(given)
-        if folder.done(given) and not arguments.fresh:
-            print(f"finished before: {path.name}")
-            continue
-        about = run_folder.about(given)
-        found = learned.run(given, path.stem, learning_runs.start_of(task, given, folder))
-        folder.keep(given, found, about)
-        scores = ", ".join(f"{name} {value}" for name, value in found["scores"].items())
-        print(f"{path.name}: {scores}; {found['updates']:,} updates, {found['seconds']:.0f} s, "
-              f"{found['ended']}", flush=True)  # fmt: skip
+    learner = learned.Learner(task, arguments.attention, arguments.conv)
+    wanted = {
+        name: getattr(arguments, name) for name in ("attention", "conv", "minutes", "updates")
+    }
+    for given in learning_runs.searches(task, arguments.rates, **wanted):
+        run(learner, given, folder, arguments.fresh)
+    rate = learning_runs.best_rate(task, arguments.rates, folder, **wanted)
+    run(learner, learning_runs.given_of(task, seed=arguments.seed, rate=rate, **wanted), folder,
+        arguments.fresh)  # fmt: skip
+
+
+def run(learner, given, folder, fresh):
+    """Train what is not finished yet, keep it, and print a line."""
+    path = folder.path(given)
+    if folder.done(given) and not fresh:
+        print(f"finished before: {path.name}", flush=True)
+        return
+    kind = "search for the rate" if given["search"] else f"seed {given['seed']}"
+    print(f"{given['task']}, {given['attention']}{', convolution' * given['conv']}, "
+          f"rate {given['rate']:g}, {kind}", flush=True)  # fmt: skip
+    about = run_folder.about(given)
+    start = learning_runs.start_of(learner.task, given, folder)
+    found = learner.run(given, path.stem, start)
+    folder.keep(given, found, about)
+    scores = found.get("scores") or found["validations"][-1]
+    said = ", ".join(f"{name} {value}" for name, value in scores.items())
+    print(f"{found['ended']}: {said}; {found['updates']:,} updates, {found['seconds']:.0f} s",
+          flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

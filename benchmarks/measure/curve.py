@@ -23,22 +23,23 @@ class InverseRoot(keras.optimizers.schedules.LearningRateSchedule):
     and runs can be compared after equally many updates or seconds.
     """
 
-    def __init__(self, rate):
-        self.rate = rate
+    def __init__(self, rate=0.0):
+        # As a variable it can change without another compilation.
+        self.rate = keras.Variable(rate, trainable=False, dtype="float32")
 
     def __call__(self, step):
         n = keras.ops.cast(step, "float32") + 1
         return self.rate * keras.ops.minimum(n / WARM_UP, keras.ops.sqrt(WARM_UP / n))
 
     def get_config(self):
-        return {"rate": self.rate}
+        return {"rate": float(self.rate)}
 
 
 class Curve(TimeLimit):
     """The validations of `fit`, written to a file after each, so that an interrupted run goes on.
 
-    Seconds are those of the updates. Validations, and the first update of a process, which
-    compiles, do not count.
+    Seconds are those of the updates. Validations do not count, and neither does the first update of
+    a `fit`, which may compile and waits for the first batch.
 
     Args:
         minutes: of updates, after which `fit` ends.
@@ -52,12 +53,12 @@ class Curve(TimeLimit):
 
     def __init__(self, minutes, path):
         super().__init__(minutes)
-        self.path, self.compiled, self.resumed = path, False, False
-        self.validations, self.compile_seconds, self.finished = [], 0.0, False
+        self.path, self.started = path, False
+        self.validations, self.finished = [], False
         if path.exists():
             kept = json.loads(path.read_text())
             self.validations, self.ended = kept["validations"], kept["ended"]
-            self.compile_seconds, self.finished = kept["compile_seconds"], kept["finished"]
+            self.finished = kept["finished"]
         self._spent = self._after(self.validations)
 
     @property
@@ -70,21 +71,21 @@ class Curve(TimeLimit):
         return [last["seconds"], last["cpu_seconds"]]
 
     def on_epoch_begin(self, epoch, logs=None):
-        if not self.resumed:  # the weights may be those of an earlier validation than the last
+        if (
+            self.first_seconds is None
+        ):  # the weights may be those of an earlier validation than the last
             self.validations = self.validations[:epoch]
-            self._spent, self.resumed = self._after(self.validations), True
-            self.finished = False
+            self._spent, self.finished = self._after(self.validations), False
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.began = time.perf_counter(), time.process_time()
+        self.batch_start = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(self, batch, logs=None):
         loss = float(logs["loss"])
-        spent = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
-        if self.compiled:
+        spent = time.perf_counter() - self.batch_start[0], time.process_time() - self.batch_start[1]
+        if self.started:
             self._spent = [sum(pair) for pair in zip(self._spent, spent, strict=True)]
-        else:
-            self.compile_seconds, self.compiled = self.compile_seconds + spent[0], True
+        self.started = True
         super().on_train_batch_end(batch, logs)
         if not math.isfinite(loss):
             self.end("diverged")
@@ -100,7 +101,7 @@ class Curve(TimeLimit):
             "cpu_seconds": round(self._spent[1], 2),
             **scores_of({name: logs[f"val_{name}"] for name in ("nats", "accuracy")}),
         })  # fmt: skip
-        names = "validations", "ended", "compile_seconds", "finished"
+        names = "validations", "ended", "finished"
         results.write(self.path, json.dumps({name: getattr(self, name) for name in names}))
 
 
@@ -139,9 +140,11 @@ def fixed(examples, count):
     return tf.data.Dataset.from_tensor_slices(tuple(examples)).batch(count, drop_remainder=True)
 
 
-def compile_model(model, rate):
+def compiled(model):
+    """Compile a model, and return the schedule, whose rate can be changed."""
+    schedule = InverseRoot()
     model.compile(
-        keras.optimizers.Adam(InverseRoot(rate), clipnorm=1.0),
+        keras.optimizers.Adam(schedule, clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[
             keras.metrics.SparseCategoricalCrossentropy("nats", from_logits=True),
@@ -149,26 +152,26 @@ def compile_model(model, rate):
         ],
         jit_compile=True,
     )
+    model.optimizer.build(model.trainable_variables)
+    return schedule
 
 
-def fit(model, task, data, *, rate, seed, minutes, updates, folder, callbacks=(), verbose=1):
-    """Train a model, and return its `Curve`. An interrupted call goes on where it was.
+def fit(model, curve, task, data, *, seed, updates, folder, callbacks=(), verbose=1):
+    """Train a compiled model. An interrupted call goes on where it was.
 
     Args:
         model: that of `task`, with the weights to start from.
+        curve: a `Curve`, which is told the validations.
+        task: a `Task`.
         data: `Data` of the task.
-        rate: the highest learning rate.
         seed: of the batches.
-        minutes: of updates, after which the training ends.
-        updates: after which it ends, too.
-        folder: for the state of an unfinished run. The caller deletes it.
+        updates: after which the training ends, if the curve does not end it before.
+        folder: for the weights of an unfinished training. The caller deletes it.
         callbacks: more callbacks of Keras.
         verbose: of `fit`.
     """
-    compile_model(model, rate)
-    curve = Curve(minutes, folder / "curve.json")
     backup = keras.callbacks.BackupAndRestore(
-        folder / "backup", double_checkpoint=True, delete_checkpoint=False
+        folder, double_checkpoint=True, delete_checkpoint=False
     )
     done = curve.validations[-1]["updates"] if curve.validations else 0
     every = min(task.every, updates)
@@ -181,4 +184,3 @@ def fit(model, task, data, *, rate, seed, minutes, updates, folder, callbacks=()
         shuffle=False,  # the dataset draws its batches at random
         verbose=verbose,
     )
-    return curve

@@ -1,7 +1,6 @@
 """One run of a task: train its model with an attention, and score it on the test."""
 
 import importlib.util
-import math
 import shutil
 
 import keras
@@ -11,75 +10,90 @@ from keras_cosattn.atomic_write import atomic_write
 from measure import curve, models
 from measure.data_cache import CACHE
 
-PARTS = ("blocks", "heads", "key_dim", "hidden")
 
-
-def given_of(task, attention, conv, seed, rate, minutes, updates, also):
-    """What a run is given, a dict: it names the run, and says what it was trained with."""
-    sizes = {name: getattr(task.size, name) for name in PARTS}
-    return {"task": task.name, "attention": attention, "conv": conv, "seed": seed, "rate": rate,
-            "minutes": minutes, "updates": updates, "also": also, "length": task.length,
-            "batch": task.batch, **sizes}  # fmt: skip
-
-
-def run(given, name, start=None, verbose=1):
-    """Train and test, and return what was found, a dict.
+class Learner:
+    """A model of a task with an attention, which is compiled once and trained any number of times.
 
     Args:
-        given: of `given_of`.
-        name: of the run, without a suffix, for its files in the cache.
-        start: name of the run whose body the model starts from, or None.
+        task: a `Task`.
+        attention: name of the attention.
+        conv: whether a convolution stands before each block.
         verbose: of `fit`.
     """
-    task = TASKS[given["task"]]
-    keras.utils.set_random_seed(given["seed"])
-    built = models.build(task, given["attention"], given["conv"])
-    print(f"{built.parameters:,} parameters with {built.hidden} feed-forward units; with softmax "
-          f"{built.softmax_parameters:,} ({built.parameters / built.softmax_parameters - 1:+.2%})",
-          flush=True)  # fmt: skip
-    if start is not None:
-        built.body.load_weights(trained_weights(start))
-    data = task.read(given["seed"])
-    folder = CACHE / "unfinished" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    found = curve.fit(
-        built.model,
-        task,
-        data,
-        **{key: given[key] for key in ("rate", "seed", "minutes", "updates")},
-        folder=folder,
-        callbacks=tensorboard(name),
-        verbose=verbose,
-    )
-    tested = built.model.evaluate(curve.fixed(data.test, task.batch), verbose=0, return_dict=True)
-    test = curve.scores_of(tested)
-    more = task.also(task, built, data, given) if given["also"] and task.also else {}
-    if any(other.starts_from == task.name for other in TASKS.values()):
-        keep_weights(built.body, name)
-    shutil.rmtree(folder)
-    return {
-        "ended": found.ended,
-        **{key: found.validations[-1][key] for key in ("updates", "seconds", "cpu_seconds")},
-        "compile_seconds": round(found.compile_seconds, 1),
-        "validations": found.validations,
-        "test": test,
-        "scores": {score.name: value_of(score, test) for score in task.scores},
-        "parameters": built.parameters,
-        "softmax_parameters": built.softmax_parameters,
-        "feed_forward_units": built.hidden,
-        **more,
-    }
 
+    def __init__(self, task, attention, conv=False, verbose=1):
+        self.task, self.attention, self.conv, self.verbose = task, attention, conv, verbose
+        self._built = None
 
-def value_of(score, found):
-    """A score of a dict of loss and accuracy, None if they are no finite numbers."""
-    if None in found.values():
-        return None
-    try:
-        value = score.of(found)
-    except OverflowError:
-        return None
-    return round(value, 5) if math.isfinite(value) else None
+    def run(self, given, name, start=None):
+        """Train and, if it is no search, test. An interrupted run of the same name goes on.
+
+        Args:
+            given: of `learning_runs.given_of`.
+            name: of the run, without a suffix, for its files in the cache.
+            start: name of the run whose body the model starts from, or None.
+
+        Returns:
+            What was found, a dict.
+        """
+        task, folder = self.task, CACHE / "unfinished" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._built is None:
+            self._compile()
+        built = self._begin(given, start)
+        found = curve.Curve(given["minutes"], folder / "curve.json")
+        goes_on = bool(found.validations)
+        data = task.read(given["seed"])
+        sizes = {key: given[key] for key in ("seed", "updates")}
+        callbacks = [] if given["search"] else tensorboard(name)
+        curve.fit(built.model, found, task, data, folder=folder / "backup", callbacks=callbacks,
+                  verbose=self.verbose, **sizes)  # fmt: skip
+        more = {} if given["search"] else self._tested(given, name, data)
+        shutil.rmtree(folder)
+        if goes_on:  # Keras keeps the epoch at which this training began, also for the next one
+            self._built = None
+        return {
+            "ended": found.ended,
+            **{key: found.validations[-1][key] for key in ("updates", "seconds", "cpu_seconds")},
+            "validations": found.validations,
+            "parameters": built.parameters,
+            "softmax_parameters": built.softmax_parameters,
+            "feed_forward_units": built.hidden,
+            **more,
+        }
+
+    def _compile(self):
+        built = self._built = models.build(self.task, self.attention, self.conv)
+        self._schedule = curve.compiled(built.model)
+        apart = built.parameters / built.softmax_parameters - 1
+        print(f"{built.parameters:,} parameters with {built.hidden} feed-forward units; with "
+              f"softmax {built.softmax_parameters:,} ({apart:+.2%})", flush=True)  # fmt: skip
+
+    def _begin(self, given, start):
+        """The model with new weights, or with those of a trained body, and with a new optimizer."""
+        built = self._built
+        keras.utils.set_random_seed(given["seed"])
+        drawn = models.build(self.task, self.attention, self.conv)
+        built.model.set_weights(drawn.model.get_weights())
+        if start is not None:
+            built.body.load_weights(trained_weights(start))
+        for variable in built.model.optimizer.variables:
+            variable.assign(keras.ops.zeros_like(variable))
+        self._schedule.rate.assign(given["rate"])
+        return built
+
+    def _tested(self, given, name, data):
+        """Scores on the test, and what else the task measures of a trained model."""
+        task, built = self.task, self._built
+        test = curve.fixed(data.test, task.batch)
+        test = curve.scores_of(built.model.evaluate(test, verbose=0, return_dict=True))
+        scores = {score.name: score.value(test) for score in task.scores}
+        found = {"test": test, "scores": scores}
+        if None not in test.values() and task.also is not None:
+            found |= task.also(task, built, data, given)
+        if any(other.starts_from == task.name for other in TASKS.values()):
+            keep_weights(built.body, name)
+        return found
 
 
 def tensorboard(name):

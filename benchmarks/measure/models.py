@@ -1,6 +1,7 @@
 """One small model for every attention: an encoder or a decoder of equally many parameters."""
 
 import dataclasses
+import math
 
 import keras
 
@@ -24,7 +25,7 @@ class Built:
     model: from the inputs to the logits, which is trained.
     body: the part before the head, `(b, t, width)`.
     hidden: feed-forward units of a block.
-    parameters: of the model.
+    parameters: of the model, those that are trained.
     softmax_parameters: of the same model with softmax.
     """
 
@@ -56,7 +57,7 @@ def build(task, attention, conv=False, max_length=None):
         return task.head(body, task.classes), body
 
     def parameters(attention, hidden):
-        return with_units(attention, hidden)[0].count_params()
+        return trained(with_units(attention, hidden)[0])
 
     base = task.size.hidden
     wanted = parameters("softmax", base)
@@ -70,11 +71,16 @@ def build(task, attention, conv=False, max_length=None):
             "for the difference. Give the task's `Size` more `hidden` units."
         )
     model, body = with_units(attention, hidden)
-    found = model.count_params()
+    found = trained(model)
     if abs(found - wanted) > ALLOWED * wanted:
         raise ValueError(f"{attention!r} has {found:,} parameters, softmax {wanted:,}: more than "
                          f"{ALLOWED:.0%} apart. Change the task's `Size`.")  # fmt: skip
     return Built(model, body, hidden, found, wanted)
+
+
+def trained(model):
+    """The number of weights that are trained, which leaves out drawn projections."""
+    return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
 def make_body(task, attention, conv, length, hidden):

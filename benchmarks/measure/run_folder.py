@@ -65,6 +65,10 @@ class RunFolder:
                   f"{found['seconds']:.0f} s, {found['ended']}", flush=True)  # fmt: skip
         return failed
 
+    def read(self, given):
+        """The finished run that was given this."""
+        return json.loads(self.path(given).read_text())
+
     def keep(self, given, found, run):
         """Write the file of a finished run."""
         kept = {"given": given, "found": found, "run": run}
@@ -74,4 +78,4 @@ class RunFolder:
         path = self.path(given)
         if not path.exists():
             return False
-        return not retry or json.loads(path.read_text())["found"]["ended"] != "out of time"
+        return not retry or self.read(given)["found"]["ended"] != "out of time"

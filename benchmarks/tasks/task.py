@@ -55,6 +55,16 @@ class Score:
     higher: bool
     form: str = "{:.3f}"
 
+    def value(self, found):
+        """The score of a dict of loss and accuracy, None if it is no finite number."""
+        if None in found.values():
+            return None
+        try:
+            value = self.of(found)
+        except OverflowError:
+            return None
+        return round(value, 5) if math.isfinite(value) else None
+
 
 ACCURACY = Score("accuracy", lambda found: found["accuracy"], higher=True, form="{:.1%}")
 BITS_PER_BYTE = Score("bits per byte", lambda found: found["loss"] / math.log(2), higher=False)

@@ -1,0 +1,206 @@
+"""Tables of the runs of `benchmarks.learn`: scores, curves at equal cost, weights and streams."""
+
+import statistics
+
+from measure import learning_runs, published, report
+
+SEARCHED = "attention", "conv", "seed", "rate"
+
+
+def label(attention, conv):
+    return f"{attention} + convolution" if conv else attention
+
+
+def groups_of(runs):
+    """Tested runs by their settings.
+
+    Returns:
+        Pairs of what all runs of a group were given, and a dict of the label of an attention to its
+        runs, one for each seed.
+    """
+    groups = []
+    for run in runs:
+        if run["given"]["search"]:
+            continue
+        shared = {name: x for name, x in run["given"].items() if name not in SEARCHED}
+        chosen = next((chosen for given, chosen in groups if given == shared), None)
+        if chosen is None:
+            groups.append((shared, chosen := {}))
+        name = label(run["given"]["attention"], run["given"]["conv"])
+        chosen.setdefault(name, []).append(run)
+    return groups
+
+
+def mean_and_spread(values, form):
+    """Text of a mean and, of two or more values, their standard deviation."""
+    if None in values:
+        return "diverged"
+    mean = form.format(statistics.mean(values))
+    return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def curve(run, score, over):
+    """Points of a run's validations: updates or seconds, and the score. Those without are left out.
+
+    Args:
+        run: a dict.
+        score: a `Score`.
+        over: `"updates"`, `"seconds"` or `"cpu_seconds"`.
+    """
+    points = [(each[over], score.value({name: each[name] for name in ("loss", "accuracy")}))
+              for each in run["found"]["validations"]]  # fmt: skip
+    return [point for point in points if point[1] is not None]
+
+
+def at(points, place):
+    """The last score at or before a place of a curve, None if there is none."""
+    found = [score for x, score in points if x <= place]
+    return found[-1] if found else None
+
+
+def common_end(chosen, score, over):
+    """The largest place that all curves reach; those of diverged runs do not count."""
+    ends = [
+        points[-1][0]
+        for runs in chosen.values()
+        for run in runs
+        if run["found"]["ended"] != "diverged" and (points := curve(run, score, over))
+    ]
+    return min(ends, default=0)
+
+
+def order(chosen, score):
+    """The attentions, the best mean first."""
+
+    def rank(name):
+        values = [run["found"]["scores"][score.name] for run in chosen[name]]
+        if None in values:
+            return float("inf")
+        return -statistics.mean(values) if score.higher else statistics.mean(values)
+
+    return sorted(chosen, key=rank)
+
+
+def section(task, given, chosen, floors):
+    """The tables of one task.
+
+    Args:
+        task: a `Task`.
+        given: what all runs were given.
+        chosen: dict of the label of an attention to its runs.
+        floors: dict of names and values of the task's first score.
+    """
+    score = task.scores[0]
+    updates, seconds = (common_end(chosen, score, over) for over in ("updates", "cpu_seconds"))
+    columns = ["attention", "parameters", "rate", "seeds", *(each.name for each in task.scores),
+               f"validation after {updates:,} updates", f"after {seconds:,.0f} s of all cores",
+               "updates"]  # fmt: skip
+    empty = ["-"] * (len(columns) - 5)
+    body = [[f"*{name}*", "-", "-", "-", score.form.format(value), *empty]
+            for name, value in floors.items()]  # fmt: skip
+    for name in order(chosen, score):
+        runs = chosen[name]
+        values = [mean_and_spread([run["found"]["scores"][each.name] for run in runs], each.form)
+                  for each in task.scores]  # fmt: skip
+        ends = [
+            mean_and_spread([at(curve(run, score, over), place) for run in runs], score.form)
+            for over, place in (("updates", updates), ("cpu_seconds", seconds))
+        ]
+        rates = ", ".join(f"{rate:g}" for rate in sorted({run["given"]["rate"] for run in runs}))
+        counts = [run["found"]["updates"] for run in runs]
+        body.append([name, f"{runs[0]['found']['parameters']:,}", rates, f"{len(runs)}", *values,
+                     *ends, f"{round(statistics.mean(counts)):,}"])  # fmt: skip
+    settings = ", ".join(f"{name} {x}" for name, x in given.items()
+                         if name not in ("task", "search", "updates"))  # fmt: skip
+    lines = [f"## {task.name}\n\n", f"{task.about[0].upper()}{task.about[1:]}. {settings}.\n\n"]
+    return [*lines, *report.table(columns, body), *weights(chosen), *streams(chosen)]
+
+
+def weights(chosen):
+    """What the weights of the trained models look like, if it was measured."""
+    found = {name: [run["found"]["weights"] for run in runs]
+             for name, runs in chosen.items() if "weights" in runs[0]["found"]}  # fmt: skip
+    if not found:
+        return []
+    lengths = next(iter(found.values()))[0]["largest_of_mean"]
+    near = next(key for key in next(iter(found.values()))[0] if key.startswith("mass_within"))
+    head = ["attention", "negative weights", near.replace("_", " "),
+            *(f"largest weight / mean, {n} steps" for n in lengths)]  # fmt: skip
+    body = [
+        [name, *(mean_and_spread([x[key] for x in each], "{:.3f}")
+                 for key in ("negative_share", near)),
+         *(mean_and_spread([x["largest_of_mean"][n] for x in each], "{:.1f}") for n in lengths)]
+        for name, each in found.items()
+    ]  # fmt: skip
+    return report.table(head, body)
+
+
+def streams(chosen):
+    """Bits per byte in longer streams, if they were measured."""
+    found = {name: [run["found"]["bits_by_length"] for run in runs]
+             for name, runs in chosen.items() if "bits_by_length" in runs[0]["found"]}  # fmt: skip
+    if not found:
+        return []
+    lengths = next(iter(found.values()))[0]
+    head = ["bits per byte in the second half of a stream",
+            *(f"{int(n):,} steps" for n in lengths)]  # fmt: skip
+    body = [[name, *(mean_and_spread([x[n] for x in each], "{:.3f}") for n in lengths)]
+            for name, each in found.items()]  # fmt: skip
+    return report.table(head, body)
+
+
+def arena(groups):
+    """The table of the tasks that are like the Long-Range Arena, and published rows.
+
+    Args:
+        groups: of `groups_of`.
+    """
+    scores = {}
+    for given, chosen in groups:
+        if given["task"] in published.ARENA_TASKS:
+            for name, runs in chosen.items():
+                values = [run["found"]["scores"]["accuracy"] for run in runs]
+                if None not in values:
+                    scores.setdefault(name, {})[given["task"]] = 100 * statistics.mean(values)
+    if not scores:
+        return []
+    body = [row(name, [found.get(task) for task in published.ARENA_TASKS])
+            for name, found in scores.items()]  # fmt: skip
+    body += [row(f"*{name}, published*", accuracies)
+             for name, accuracies in published.ARENA.items()]  # fmt: skip
+    empty = ["-"] * len(published.ARENA_TASKS)
+    body += [[f"*{name}, published*", *empty, f"{mean:.2f}"]
+             for name, mean in published.ARENA_MEANS.items()]  # fmt: skip
+    head = ["accuracy, %", *published.ARENA_TASKS, "mean"]
+    names = ", ".join(f"{ours} ({theirs})" for ours, theirs in published.ARENA_TASKS.items())
+    return ["## Five tasks like the Long-Range Arena\n\n",
+            f"Ours are smaller than the Arena's: {names}. Compare rows, not with the published "
+            f"numbers, which are from {published.ARENA_SOURCE}.\n\n",
+            *report.table(head, body)]  # fmt: skip
+
+
+def row(name, values):
+    """A line of accuracies in percent and, if none is missing, their mean."""
+    texts = ["-" if value is None else f"{value:.1f}" for value in values]
+    return [name, *texts, "-" if None in values else f"{statistics.mean(values):.2f}"]
+
+
+def about(runs):
+    """The machines, versions and sources of all runs, each once."""
+    lines = {}
+    for run in (each["run"] for each in runs):
+        machine = ", ".join(f"{name} {value}" for name, value in run["machine"].items())
+        versions = ", ".join(f"{name} {value}" for name, value in sorted(run["versions"].items()))
+        line = f"{machine}; {versions}; sources of the package {run['package']}"
+        lines.setdefault(line, set()).add(run["date"])
+    return [f"{min(dates)} to {max(dates)}: {line}\n\n" for line, dates in lines.items()]
+
+
+TEXT = (
+    "Each model has the same blocks and, within 2 %, as many parameters. The learning rate is the "
+    f"best of three after {learning_runs.SEARCHED:.0%} of the minutes, with the seed "
+    f"{learning_runs.SEARCH_SEED}. Scores are those of the test, mean and standard deviation over "
+    "the seeds. Columns at equal cost are of the validation: after as many updates, and after as "
+    "many seconds of all cores, as the shortest run has. Floors are in italics; so is what was "
+    "published by others.\n\n"
+)
