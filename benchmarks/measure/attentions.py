@@ -40,11 +40,17 @@ def leaky_relu(x):
     return ops.leaky_relu(x, negative_slope=0.01)
 
 
-def decoders(length):
-    """Name -> function of `num_heads` and `key_dim` that makes a causal layer."""
+def decoders(length, capacity=None):
+    """Name -> function of `num_heads` and `key_dim` that makes a causal layer.
+
+    Args:
+        length: steps of the training.
+        capacity: steps that a stream may have, if more. It changes no output of fewer steps.
+    """
     shared = recall_models.layers(length)
-    kept = ("softmax", "linear", "performer", "cosformer", "decayed_cosformer", "retention")
+    kept = "linear", "performer", "cosformer", "decayed_cosformer", "retention"
     return {
+        "softmax": recall_models.layers(capacity or length)["softmax"],
         **{name: shared[name] for name in kept},
         "gated_linear": GatedLinearAttention,
         "delta_rule": lambda h, d: DeltaRuleAttention(h, d, conv_size=None),
@@ -87,17 +93,24 @@ def names(causal):
     return [*decoders(1), *HYBRIDS] if causal else list(encoders(1))
 
 
-def layers(name, causal, length, size):
-    """The attention layers of a model, one for each block.
+def layers(name, task, capacity=None):
+    """The attention layers of a task's model, one for each block.
+
+    Args:
+        name: of the attention.
+        task: a `Task`.
+        capacity: steps that a stream of a decoder may have, if more than the task's length.
 
     Raises:
         ValueError: If there is no attention of this name.
     """
-    if name not in names(causal):
-        kind = "a decoder" if causal else "an encoder"
-        raise ValueError(f"There is no attention {name!r} for {kind}. There are: "
-                         f"{', '.join(names(causal))}")  # fmt: skip
-    known = decoders(length) if causal else encoders(length)
+    if name not in names(task.causal):
+        kind = "a decoder" if task.causal else "an encoder"
+        raise ValueError(
+            f"There is no attention {name!r} for {kind}. There are: {', '.join(names(task.causal))}"
+        )
+    known = decoders(task.length, capacity) if task.causal else encoders(task.length)
+    size = task.size
     kinds = [name] * size.blocks
     if name in HYBRIDS:
         after = range(size.blocks, 0, -1)

@@ -12,6 +12,8 @@ from measure import results
 from measure.learning import TimeLimit
 from measure.recall_data import TRAIN
 
+COMPILED = True
+"""Whether XLA compiles the updates."""
 WARM_UP = 100
 """Updates in which the rate rises."""
 
@@ -71,9 +73,7 @@ class Curve(TimeLimit):
         return [last["seconds"], last["cpu_seconds"]]
 
     def on_epoch_begin(self, epoch, logs=None):
-        if (
-            self.first_seconds is None
-        ):  # the weights may be those of an earlier validation than the last
+        if not self.started:  # the weights may be older than the last validation
             self.validations = self.validations[:epoch]
             self._spent, self.finished = self._after(self.validations), False
 
@@ -150,7 +150,7 @@ def compiled(model):
             keras.metrics.SparseCategoricalCrossentropy("nats", from_logits=True),
             keras.metrics.SparseCategoricalAccuracy("accuracy"),
         ],
-        jit_compile=True,
+        jit_compile=COMPILED,
     )
     model.optimizer.build(model.trainable_variables)
     return schedule

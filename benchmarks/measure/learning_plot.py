@@ -24,13 +24,14 @@ def draw(path, task, chosen, floors):
     figure, panels = plt.subplots(1, len(AXES), figsize=(14, 6), sharey=True)
     names = list(dict.fromkeys(run["given"]["attention"] for runs in chosen.values()
                                for run in runs))  # fmt: skip
+    colors = plt.get_cmap("tab20").colors
     for (over, words), panel in zip(AXES.items(), panels, strict=True):
         for name, runs in chosen.items():
             for i, run in enumerate(runs):
                 points = learning_report.curve(run, score, over)
                 if points:
                     panel.plot(*zip(*points, strict=True),
-                               color=f"C{names.index(run['given']['attention'])}",
+                               color=colors[names.index(run["given"]["attention"]) % len(colors)],
                                linestyle="--" if run["given"]["conv"] else "-",
                                label=name if i == 0 else None)  # fmt: skip
         for name, value in floors.items():

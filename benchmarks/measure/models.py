@@ -36,7 +36,7 @@ class Built:
     softmax_parameters: int
 
 
-def build(task, attention, conv=False, max_length=None):
+def build(task, attention, conv=False, capacity=None):
     """Return the model of a task with an attention, as large as that with softmax.
 
     The feed-forward width makes up for what an attention has more or less.
@@ -45,15 +45,14 @@ def build(task, attention, conv=False, max_length=None):
         task: a `Task`.
         attention: its name.
         conv: whether a causal convolution of four steps stands before each block.
-        max_length: steps that a stream of the model may have, if more than the task's length.
+        capacity: steps that a stream of the model may have, if more than the task's length.
 
     Raises:
         ValueError: If there is no such attention, or the models cannot be made equally large.
     """
-    length = max_length or task.length
 
     def with_units(attention, hidden):
-        body = make_body(task, attention, conv, length, hidden)
+        body = make_body(task, attention, conv, capacity, hidden)
         return task.head(body, task.classes), body
 
     def parameters(attention, hidden):
@@ -83,13 +82,13 @@ def trained(model):
     return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
-def make_body(task, attention, conv, length, hidden):
+def make_body(task, attention, conv, capacity, hidden):
     """Embedding, blocks and a last norm, each norm before its part."""
     inputs, x = task.inputs.layers(task.size.width)
     if not task.causal:
-        x = PositionEmbedding(length, name="positions")(x)
+        x = PositionEmbedding(task.length, name="positions")(x)
     block = TransformerDecoder if task.causal else TransformerEncoder
-    for i, layer in enumerate(attentions.layers(attention, task.causal, length, task.size)):
+    for i, layer in enumerate(attentions.layers(attention, task, capacity)):
         if conv:
             normed = keras.layers.LayerNormalization(name=f"conv_norm_{i}")(x)
             x = x + CausalDepthwiseConv1D(KERNEL, name=f"conv_{i}")(normed)

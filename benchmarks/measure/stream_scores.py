@@ -25,7 +25,7 @@ def bits_by_length(task, built, data, given):
         longest *= 2
     x, y = (part.reshape(-1)[: STREAMS * longest].reshape(STREAMS, longest)
             for part in (data.test.inputs, data.test.labels))  # fmt: skip
-    model = models.build(task, given["attention"], given["conv"], max_length=longest).model
+    model = models.build(task, given["attention"], given["conv"], capacity=longest).model
     model.set_weights(built.model.get_weights())
     stream = Streaming(model)
     state, bits = stream.initial_state(STREAMS), []

@@ -6,10 +6,13 @@ from measure.model_inputs import Tokens
 from tasks import mlm, pieces, reviews
 from tasks.task import ACCURACY, Data, Task, drawn_from, majority, rows
 
+LENGTHS = {"rotten_tomatoes": 64, "imdb": mlm.LENGTH}
+"""Pieces that are read of a text: the sentences are short."""
+
 
 def read(source):
     parts = [
-        rows(pieces.padded(text, lengths, mlm.LENGTH), labels)
+        rows(pieces.padded(text, lengths, LENGTHS[source]), labels)
         for text, lengths, labels in pieces.read(source)
     ]
     return Data(drawn_from(parts[0]), *parts[1:])
@@ -28,8 +31,8 @@ def floors(source):
 def task(source):
     return Task(
         name=f"mlm_{source}",
-        about=f"reviews of {source.replace('_', ' ')}, the first {mlm.LENGTH} pieces; the body "
-        "starts from `mlm`; 80/20 of those in the package",
+        about=f"reviews of {source.replace('_', ' ')}, the first {LENGTHS[source]} pieces; the "
+        "body starts from `mlm`; 80/20 of those in the package",
         length=mlm.LENGTH,
         batch=16,
         every=25,
@@ -46,4 +49,4 @@ def task(source):
     )
 
 
-TASKS = [task("rotten_tomatoes"), task("imdb")]
+TASKS = [task(source) for source in LENGTHS]

@@ -20,7 +20,7 @@ VALIDATION, TEST = 320, 2_048
 PACKAGE = "dataset-fashion-mnist"
 FOLDER = pathlib.Path("usr", "share", "datasets", "fashion-mnist")
 IMAGES_HEADER, LABELS_HEADER = 16, 8
-FITTED = 10_000
+FITTED = 5_000
 """Training images of the logistic regression."""
 
 
@@ -100,7 +100,7 @@ def floors():
 
     (pixels, labels), (tests, test_labels) = images()
     flat = [part.reshape(len(part), -1) / 255 for part in (pixels[:FITTED], tests[:TEST])]
-    model = LogisticRegression(max_iter=200).fit(flat[0], labels[:FITTED])
+    model = LogisticRegression(max_iter=100).fit(flat[0], labels[:FITTED])
     return {
         "majority": majority(test_labels[:TEST]),
         f"logistic regression on pixels, {FITTED:,} images": float(

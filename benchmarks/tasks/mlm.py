@@ -36,7 +36,7 @@ def hide(rng, tokens, size=pieces.VOCABULARY):
 
 
 def cut(text, count, seed):
-    """`Examples` from the beginning of a text."""
+    """`Examples` from the beginning of a text, which has at least so many rows."""
     kept = text[: count * LENGTH].reshape(-1, LENGTH).astype("int32")
     return hide(np.random.default_rng(seed), kept)
 
