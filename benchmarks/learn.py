@@ -4,9 +4,10 @@
     python -m benchmarks.learn --task lm --attention cosformer --seed 0 --minutes 3
 
 The model is the same for every attention, but for the feed-forward width, which keeps the number
-of parameters equal. Each of the task's three learning rates is first trained for a fifth of the
-minutes, with the seed 0. The best one on the validation is then trained with the seed that was
-asked for, and tested. Minutes are those of the updates: validations and compilation take more.
+of parameters equal. Each of the task's three learning rates is first trained for a quarter of
+the minutes, with the seed 0. That with the lowest loss of the validation is then trained with the
+seed that was asked for, and tested. Minutes are those of the updates: validations and compilation
+take more.
 
 Each run is a file in `benchmarks/results/learning/runs/`. An interrupted run goes on with the same
 command, a finished one is not repeated. `python -m benchmarks.queue` asks for all runs, and

@@ -36,7 +36,7 @@ class Learner:
         accuracy = {0.003: 0.8}.get(given["rate"], 0.5) + 0.02 * given["seed"]
         points = [
             {"updates": 10 * n, "seconds": n, "cpu_seconds": 2.0 * n,
-             "loss": 1.0, "accuracy": accuracy * n / 4}
+             "loss": 1 - accuracy, "accuracy": accuracy * n / 4}
             for n in range(1, 5)
         ]  # fmt: skip
         ended = "out of time"
@@ -78,7 +78,7 @@ def test_the_best_of_three_rates_is_trained_longer(learner, monkeypatch, tmp_pat
         (False, 5, 0.003, None),
     ]
     minutes = {run["given"]["minutes"] for run in learning_runs.folder(tmp_path).kept()}
-    assert minutes == {0.2, 1.0}
+    assert minutes == {0.25, 1.0}
 
 
 def test_finished_runs_are_not_repeated(learner, monkeypatch, tmp_path):

@@ -417,8 +417,8 @@ def test_what_an_update_reads_depends_on_its_number_only():
 
 
 def test_the_rate_rises_and_falls_as_one_over_the_root():
-    rates = [float(curve.InverseRoot(0.5)(step)) for step in (0, 49, 99, 399)]
-    np.testing.assert_allclose(rates, [0.005, 0.25, 0.5, 0.25])
+    rates = [float(curve.InverseRoot(0.5)(step)) for step in (0, 24, 49, 199)]
+    np.testing.assert_allclose(rates, [0.01, 0.25, 0.5, 0.25])
 
 
 class StoppedError(Exception):

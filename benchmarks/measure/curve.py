@@ -14,7 +14,7 @@ from measure.recall_data import TRAIN
 
 COMPILED = True
 """Whether XLA compiles the updates."""
-WARM_UP = 100
+WARM_UP = 50
 """Updates in which the rate rises."""
 
 
@@ -136,7 +136,16 @@ def batches(data, count, seed, first=0):
 
 
 def fixed(examples, count):
-    """A dataset of `Examples` in their order; those that do not fill a batch are left out."""
+    """A dataset of `Examples` in their order.
+
+    Raises:
+        ValueError: If the last batch would be smaller, which XLA would compile for.
+    """
+    if len(examples.labels) % count:
+        raise ValueError(
+            f"The number of examples must be a multiple of the batch. Received: "
+            f"{len(examples.labels)} examples, a batch of {count}"
+        )
     return tf.data.Dataset.from_tensor_slices(tuple(examples)).batch(count, drop_remainder=True)
 
 
@@ -165,7 +174,8 @@ def fit(model, curve, task, data, *, seed, updates, folder, callbacks=(), verbos
         task: a `Task`.
         data: `Data` of the task.
         seed: of the batches.
-        updates: after which the training ends, if the curve does not end it before.
+        updates: after which the training ends, if the curve does not end it before; they are
+            rounded up to whole validations.
         folder: for the weights of an unfinished training. The caller deletes it.
         callbacks: more callbacks of Keras.
         verbose: of `fit`.

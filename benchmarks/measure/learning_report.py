@@ -197,10 +197,10 @@ def about(runs):
 
 
 TEXT = (
-    "Each model has the same blocks and, within 2 %, as many parameters. The learning rate is the "
-    f"best of three after {learning_runs.SEARCHED:.0%} of the minutes, with the seed "
-    f"{learning_runs.SEARCH_SEED}. Scores are those of the test, mean and standard deviation over "
-    "the seeds. Columns at equal cost are of the validation: after as many updates, and after as "
-    "many seconds of all cores, as the shortest run has. Floors are in italics; so is what was "
-    "published by others.\n\n"
+    "Each model has the same blocks and, within 2 %, as many parameters. The learning rate is that "
+    "with the lowest loss of the validation, of three that were each trained for "
+    f"{learning_runs.SEARCHED:.0%} of the minutes with the seed {learning_runs.SEARCH_SEED}. "
+    "Scores are those of the test, mean and standard deviation over the seeds. Columns at equal "
+    "cost are of the validation: after as many updates, and after as many seconds of all cores, as "
+    "the shortest run has. Floors are in italics; so is what was published by others.\n\n"
 )

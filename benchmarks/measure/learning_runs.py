@@ -4,7 +4,7 @@ from measure import results
 from measure.run_folder import RunFolder
 
 FOLDER = results.FOLDER / "learning" / "runs"
-SEARCHED, SEARCH_SEED = 0.2, 0
+SEARCHED, SEARCH_SEED = 0.25, 0
 """The part of the minutes that each rate is trained for before one is chosen, and the seed."""
 UPDATES = 100_000
 """More than any run reaches: the minutes end it."""
@@ -32,18 +32,9 @@ def folder(path=FOLDER):
     return RunFolder(path, WORDS)
 
 
-def score_of(run, task):
-    """The task's first score on the last validation, the higher the better; None if diverged."""
-    last = run["found"]["validations"][-1]
-    value = task.scores[0].value({name: last[name] for name in ("loss", "accuracy")})
-    return value if value is None or task.scores[0].higher else -value
-
-
-def best(runs, task):
-    """The run with the best last validation, or None if all diverged."""
-    scored = [(score_of(run, task), run) for run in runs]
-    kept = [pair for pair in scored if pair[0] is not None]
-    return max(kept, key=lambda pair: pair[0])[1] if kept else None
+def last_loss(run):
+    """The loss of the last validation, which is less random than an accuracy; None if diverged."""
+    return run["found"]["validations"][-1]["loss"]
 
 
 def matching(folder, **wanted):
@@ -67,15 +58,15 @@ def searches(task, rates, *, minutes, **wanted):
 
 
 def best_rate(task, rates, folder, **wanted):
-    """The rate whose search ended best; the lowest one if all diverged.
+    """The rate whose search ended with the lowest loss; the lowest rate if all diverged.
 
     Args:
         task, rates, **wanted: of `searches`, which are finished.
         folder: their `RunFolder`.
     """
-    given = searches(task, rates, **wanted)
-    found = best([folder.read(one) for one in given], task)
-    return min(rates) if found is None else found["given"]["rate"]
+    runs = [folder.read(given) for given in searches(task, rates, **wanted)]
+    kept = [run for run in runs if last_loss(run) is not None]
+    return min(kept, key=last_loss)["given"]["rate"] if kept else min(rates)
 
 
 def start_of(task, given, folder):

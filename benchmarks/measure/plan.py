@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from measure import learning_runs
 
-OVERHEAD = 0.8
-"""Minutes of a command beside its updates: start, compilation, validations and the test."""
+OVERHEAD, VALIDATIONS = 0.7, 0.2
+"""Minutes of a command for start, compilation and test, and the part of the minutes of its updates
+that validations take."""
 
 LANGUAGE_MODELS = ("softmax", "cosformer", "gated_delta_rule", "linear", "decayed_cosformer",
                    "gated_linear", "retention", "performer", "hybrid")  # fmt: skip
@@ -45,11 +46,11 @@ EXPERIMENTS = [
     Experiment("ablation", "text", FEATURE_MAPS, 1.5),
     Experiment("arena", "text", ARENA, 1.5),
     Experiment("arena", "pairs", ARENA, 1.0, seeds=1),
-    Experiment("arena", "image", ARENA, 1.5, seeds=1),
-    Experiment("arena", "pathfinder32", ARENA, 1.5, seeds=1),
-    Experiment("bidirectional", "mlm_imdb", (*FEATURE_MAPS, *GATED), 0.5, seeds=1),
-    Experiment("bidirectional", "mlm_rotten_tomatoes", (*FEATURE_MAPS, *GATED), 0.5, seeds=1),
-    Experiment("longer text", "text_4k", ("softmax", "cosformer", "gated_linear"), 3.0, seeds=1),
+    Experiment("arena", "image", ARENA, 1.2, seeds=1),
+    Experiment("arena", "pathfinder32", ARENA, 1.2, seeds=1),
+    Experiment("bidirectional", "mlm_imdb", (*FEATURE_MAPS, *GATED), 0.3, seeds=1),
+    Experiment("bidirectional", "mlm_rotten_tomatoes", (*FEATURE_MAPS, *GATED), 0.3, seeds=1),
+    Experiment("longer text", "text_4k", ("softmax", "cosformer", "gated_linear"), 2.5, seeds=1),
 ]
 
 
@@ -84,6 +85,11 @@ class Command:
         given = learning_runs.given_of(task, rate=rate, seed=self.seed, **wanted)
         done = rate is not None and folder.done(given)
         return [] if done else [*missing, given]
+
+
+def minutes_of(runs):
+    """The minutes that a command will take for its runs, a list of what they are given."""
+    return OVERHEAD + (1 + VALIDATIONS) * sum(given["minutes"] for given in runs)
 
 
 def commands(experiments=EXPERIMENTS) -> Iterator[Command]:

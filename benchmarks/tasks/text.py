@@ -47,7 +47,7 @@ def task(name, length, batch):
         about=f"the first {length:,} bytes of IMDB reviews, 80/20 of the 25,000",
         length=length,
         batch=batch,
-        every=25,
+        every=50,
         causal=False,
         inputs=Tokens(257, padded=True),
         head=mean,
@@ -59,4 +59,4 @@ def task(name, length, batch):
     )
 
 
-TASKS = [task("text", 1024, batch=16), task("text_4k", 4096, batch=4)]
+TASKS = [task("text", 1024, batch=8), task("text_4k", 4096, batch=2)]
