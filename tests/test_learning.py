@@ -207,9 +207,12 @@ def test_curves_are_compared_where_the_shortest_ends():
     chosen, score = {"one": [run(50), run(30)], "other": [run(40)]}, TASKS["text"].scores[0]
     end = learning_report.common_end(chosen, score, "updates")
     assert end == 30
-    assert (
-        learning_report.at(learning_report.curve(chosen["other"][0], score, "updates"), end) == 0.3
-    )
+    points = learning_report.curve(chosen["other"][0], score, "updates")
+    assert learning_report.at(points, end) == pytest.approx(0.3)
+    assert learning_report.at(points, 35) == pytest.approx(0.35)
+    assert learning_report.at(points, 5) is None
+    text = learning_report.at_equal_cost(chosen["one"], score, "updates", 25)
+    assert text == "25.0% ± 0.0%"
 
 
 def test_a_report_without_runs_says_so(monkeypatch, tmp_path):

@@ -36,7 +36,8 @@ def draw(path, task, chosen, floors):
                                label=name if i == 0 else None)  # fmt: skip
         for name, value in floors.items():
             panel.axhline(value, color="gray", linestyle=":")
-            panel.annotate(name, (0, value), color="gray", fontsize=7)
+            panel.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), color="gray",
+                           fontsize=7)  # fmt: skip
         panel.set(xlabel=words, ylabel=f"{score.name}, validation", title=task.name)
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=7)

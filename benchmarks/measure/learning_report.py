@@ -2,6 +2,8 @@
 
 import statistics
 
+import numpy as np
+
 from measure import learning_runs, published, report
 
 SEARCHED = "attention", "conv", "seed", "rate"
@@ -53,9 +55,18 @@ def curve(run, score, over):
 
 
 def at(points, place):
-    """The last score at or before a place of a curve, None if there is none."""
-    found = [score for x, score in points if x <= place]
-    return found[-1] if found else None
+    """The score at a place of a curve, on the line between two points; None before the first."""
+    if not points or place < points[0][0]:
+        return None
+    return float(np.interp(place, *zip(*points, strict=True)))
+
+
+def at_equal_cost(runs, score, over, place):
+    """Text of the score at a place of the curves of an attention; "-" before their beginning."""
+    if any(run["found"]["ended"] == "diverged" for run in runs):
+        return "diverged"
+    values = [at(curve(run, score, over), place) for run in runs]
+    return "-" if None in values else mean_and_spread(values, score.form)
 
 
 def common_end(chosen, score, over):
@@ -103,7 +114,7 @@ def section(task, given, chosen, floors):
         values = [mean_and_spread([run["found"]["scores"][each.name] for run in runs], each.form)
                   for each in task.scores]  # fmt: skip
         ends = [
-            mean_and_spread([at(curve(run, score, over), place) for run in runs], score.form)
+            at_equal_cost(runs, score, over, place)
             for over, place in (("updates", updates), ("cpu_seconds", seconds))
         ]
         rates = ", ".join(f"{rate:g}" for rate in sorted({run["given"]["rate"] for run in runs}))

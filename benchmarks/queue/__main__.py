@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+sys.path.append(str(pathlib.Path(__file__).parent.parent))
 
 from measure import learning_runs, plan
 from tasks import TASKS
@@ -62,7 +62,9 @@ def train(commands, output, end=None):
         line = " ".join(command.arguments())
         print(f"[{i} of {len(commands)}, about {minutes:.1f} minutes] {line}", flush=True)
         call = [sys.executable, "-m", "benchmarks.learn", *command.arguments()]
-        process = subprocess.Popen([*call, f"--output={output}"], cwd=ROOT)
+        # The runs keep their command, in which the usual folder of this machine has no place.
+        call += [] if output == learning_runs.FOLDER else [f"--output={output}"]
+        process = subprocess.Popen(call, cwd=ROOT)
         try:
             if process.wait():
                 failed.append(command)
