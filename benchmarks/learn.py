@@ -15,6 +15,7 @@ command, a finished one is not repeated. `python -m benchmarks.queue` asks for a
 """
 
 import argparse
+import math
 import os
 import pathlib
 import signal
@@ -27,6 +28,18 @@ from measure import attentions, learned, learning_runs, run_folder
 from tasks import TASKS
 
 
+def positive(kind):
+    """A function that reads a positive number, for `argparse`."""
+
+    def read(text):
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be a positive number. Received: {text}")
+        return value
+
+    return read
+
+
 def arguments_of(line=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learn",
                                      description=__doc__.split("\n")[0])  # fmt: skip
@@ -36,9 +49,15 @@ def arguments_of(line=None):
     add("--attention", required=True, choices=names)
     add("--conv", action="store_true", help="a causal convolution of four steps before each block")
     add("--seed", type=int, default=0)
-    add("--minutes", type=float, required=True, help="of updates")
-    add("--rates", type=float, nargs="+", help="learning rates to choose from; the task's three")
-    add("--updates", type=int, default=learning_runs.UPDATES, help="after which a run ends, too")
+    add("--minutes", type=positive(float), required=True, help="of updates")
+    add(
+        "--rates",
+        type=positive(float),
+        nargs="+",
+        help="learning rates to choose from; the task's three",
+    )
+    add("--updates", type=positive(int), default=learning_runs.UPDATES,
+        help="after which a run ends, too")  # fmt: skip
     add("--fresh", action="store_true", help="repeat finished runs")
     add("--output", type=pathlib.Path, default=learning_runs.FOLDER, help="folder of the runs")
     found = parser.parse_args(line)

@@ -93,8 +93,8 @@ def forest(watch, folds, seed):
     for fold in folds:
         train, test = watch.without(*fold), watch.of(*fold)
         model = RandomForestClassifier(200, random_state=seed)
-        model.fit([_statistics(x) for x in train.series], train.labels)
-        right.extend(model.predict([_statistics(x) for x in test.series]) == test.labels)
+        model.fit([statistics_of(x) for x in train.series], train.labels)
+        right.extend(model.predict([statistics_of(x) for x in test.series]) == test.labels)
         people.extend(test.people)
     return _rows("recording", right, people)
 
@@ -161,7 +161,7 @@ def _rows(unit, right, people):
     }
 
 
-def _statistics(x):
+def statistics_of(x):
     return np.concatenate([x.mean(0), x.std(0), *np.percentile(x, [5, 25, 50, 75, 95], axis=0)])
 
 

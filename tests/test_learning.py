@@ -119,6 +119,8 @@ def test_weights_that_are_gone_are_named(tmp_path, monkeypatch):
         (["--task=lm", "--attention=lsh"], "lm cannot have lsh. It can have: softmax, linear"),
         (["--task=text", "--attention=softmax", "--conv"], "--conv is for the causal tasks"),
         (["--task=texts", "--attention=softmax"], "invalid choice: 'texts'"),
+        (["--task=lm", "--attention=softmax", "--updates=0"], "positive number. Received: 0"),
+        (["--task=lm", "--attention=softmax", "--rates=-1"], "positive number. Received: -1"),
     ],
 )
 def test_a_wrong_choice_is_named(line, message, capsys):

@@ -192,6 +192,14 @@ def test_markers_are_at_ends_of_long_curves(scenes):
     assert np.mean(labels) == pytest.approx(0.5, abs=error_of(0.5, len(labels)))
 
 
+def test_the_distance_of_the_markers_tells_little(monkeypatch):
+    monkeypatch.setattr(pathfinder, "TRAIN", 150)
+    monkeypatch.setattr(pathfinder, "VALIDATION", 1)
+    monkeypatch.setattr(pathfinder, "TEST", 1)
+    found = pathfinder.floors()
+    assert found["majority"] <= found["distance of the markers"] < 0.75
+
+
 def test_turns_have_the_probability_of_the_specification():
     rng, count = np.random.default_rng(0), 4_000
     turns = np.abs([pathfinder.turn(rng) for _ in range(count)])

@@ -85,14 +85,24 @@ def split(shortest, longest, sizes):
     name = f"listops_{shortest}_{longest}_{'_'.join(map(str, sizes))}"
     found = kept_arrays(name, lambda: arrays(sum(sizes), shortest, longest))
     cuts = np.cumsum(sizes)[:-1]
-    return [rows(np.int32(x), y) for x, y in zip(np.split(found["tokens"], cuts),
+    return [rows(x, y) for x, y in zip(np.split(found["tokens"], cuts),
                                                  np.split(found["values"], cuts),
                                                  strict=True)]  # fmt: skip
 
 
 def read(shortest, longest, sizes):
     train, validation, test = split(shortest, longest, sizes)
-    return Data(drawn_from(train), chosen(validation, slice(VALIDATED)), test)
+    draw_rows = drawn_from(train)
+
+    def draw(rng, count):
+        return integers(draw_rows(rng, count))
+
+    return Data(draw, integers(chosen(validation, slice(VALIDATED))), integers(test))
+
+
+def integers(examples):
+    """`Examples` whose tokens have four bytes. All trees together have one byte for a token."""
+    return examples._replace(inputs=np.int32(examples.inputs))
 
 
 def near_root(row):

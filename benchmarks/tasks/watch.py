@@ -9,11 +9,13 @@ import numpy as np
 from measure.heads import each_step
 from measure.model_inputs import Signal
 
-from tasks.task import ACCURACY, Data, Size, Task, rows
+from tasks.task import ACCURACY, Data, Size, Task, majority, rows
 
 WINDOW, CHANNELS, EXERCISES = 256, 6, 7
 VALIDATED, TESTED = (8,), (9, 10)
 VALIDATION, TEST = 128, 1_024
+FITTED = 4_000
+"""Windows that the forest learns from."""
 
 
 @functools.cache
@@ -48,8 +50,20 @@ def read(seed):
 
 
 def floors():
-    labels = windows(TESTED, TEST, 2).labels
-    return {"majority": float(np.bincount(labels.ravel()).max() / labels.size)}
+    """Majority, and a forest that reads statistics of whole windows."""
+    import watch_data
+    from sklearn.ensemble import RandomForestClassifier
+
+    rng = np.random.default_rng(3)
+    x, y = recordings().without(*VALIDATED, *TESTED).windows(FITTED, WINDOW, rng)
+    forest = RandomForestClassifier(200, random_state=0)
+    forest.fit([watch_data.statistics_of(each) for each in x], y[:, 0])
+    test = windows(TESTED, TEST, 2)
+    tests = [watch_data.statistics_of(each) for each in test.inputs]
+    return {
+        "majority": majority(test.labels),
+        "random forest on statistics of windows": float(forest.score(tests, test.labels[:, 0])),
+    }
 
 
 TASKS = [
