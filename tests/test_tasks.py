@@ -464,6 +464,8 @@ def test_an_interrupted_run_ends_as_one_that_was_not(monkeypatch):
     for one, other in zip(whole["validations"], again["validations"], strict=True):
         assert {**one, **dict.fromkeys(seconds)} == {**other, **dict.fromkeys(seconds)}
     assert whole["test"] == again["test"]
+    spent = [each["seconds"] for each in again["validations"]]
+    assert spent == sorted(spent)
 
 
 def test_a_learner_starts_each_run_anew(monkeypatch):
