@@ -43,7 +43,7 @@ class Learner:
         if given["rate"] == 0.01:
             points[-1], ended = {**points[-1], "loss": None}, "diverged"
         found = {"validations": points, "ended": ended, "updates": 40, "seconds": 4.0,
-                 "parameters": 1_000, "softmax_parameters": 1_000,
+                 "xla": False, "parameters": 1_000, "softmax_parameters": 1_000,
                  "feed_forward_units": 7}  # fmt: skip
         if not given["search"]:
             test = {"loss": points[-1]["loss"], "accuracy": accuracy}

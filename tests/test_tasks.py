@@ -362,7 +362,7 @@ def test_a_few_updates_of_every_task(name, made_up, monkeypatch, capsys):
     if name == "image":
         monkeypatch.setattr(image, "TEST", 2)
         monkeypatch.setattr(image, "VALIDATION", 2)
-    monkeypatch.setattr(curve, "COMPILED", False)  # it takes most of the time
+    monkeypatch.setattr(curve, "WAYS", (False,))  # XLA takes most of the time
     given = learning_runs.given_of(task, "cosformer", False, 0, 1e-2, minutes=1, updates=3)
     found = learned.Learner(task, "cosformer", verbose=0).run(given, name)
     assert [each["updates"] for each in found["validations"]] == [2, 4]
@@ -424,6 +424,32 @@ def test_what_an_update_reads_depends_on_its_number_only():
     assert (first[0][0]["tokens"] != first[1][0]["tokens"]).any()
 
 
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_model_is_compiled_the_way_that_is_faster(faster, monkeypatch):
+    task = tiny("recall")
+    model = models.build(task, "linear").model
+    examples = task.read(0).draw(np.random.default_rng(0), 1)
+    before = model.get_weights()
+    monkeypatch.setattr(
+        curve, "_times", lambda model, _: [9.0, 1.0 if model.jit_compile == faster else 2.0]
+    )
+    _, xla = curve.compiled_faster(model, examples)
+    assert xla == model.jit_compile == faster
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_updates_that_are_timed_change_no_weight():
+    task = tiny("recall")
+    model = models.build(task, "linear").model
+    curve.compiled(model, xla=False)
+    before = model.get_weights()
+    times = curve._times(model, task.read(0).draw(np.random.default_rng(0), 1))
+    assert len(times) == 4
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_rate_rises_and_falls_as_one_over_the_root():
     rates = [float(curve.InverseRoot(0.5)(step)) for step in (0, 24, 49, 199)]
     np.testing.assert_allclose(rates, [0.01, 0.25, 0.5, 0.25])
@@ -447,7 +473,7 @@ class Interruption:
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(monkeypatch):
-    monkeypatch.setattr(curve, "COMPILED", False)  # it takes most of the time
+    monkeypatch.setattr(curve, "WAYS", (False,))  # XLA takes most of the time
     task = tiny("recall")
     data = task.read(0)
     short = data._replace(validation=chosen(data.validation, slice(4)),
@@ -469,7 +495,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(monkeypatch):
 
 
 def test_a_learner_starts_each_run_anew(monkeypatch):
-    monkeypatch.setattr(curve, "COMPILED", False)  # it takes most of the time
+    monkeypatch.setattr(curve, "WAYS", (False,))  # XLA takes most of the time
     task = tiny("recall")
     data = task.read(0)
     data = data._replace(validation=chosen(data.validation, slice(4)))

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 
 import keras
+import numpy as np
 from tasks import TASKS
 
 from keras_cosattn.atomic_write import atomic_write
@@ -38,12 +39,12 @@ class Learner:
         """
         task, folder = self.task, CACHE / "unfinished" / name
         folder.mkdir(parents=True, exist_ok=True)
+        data = task.read(given["seed"])
         if self._built is None:
-            self._compile()
+            self._compile(data)
         built = self._begin(given, start)
         found = curve.Curve(given["minutes"], folder / "curve.json")
         goes_on = bool(found.validations)
-        data = task.read(given["seed"])
         sizes = {key: given[key] for key in ("seed", "updates")}
         callbacks = [] if given["search"] else tensorboard(name)
         curve.fit(built.model, found, task, data, folder=folder / "backup", callbacks=callbacks,
@@ -56,18 +57,21 @@ class Learner:
             "ended": found.ended,
             **{key: found.validations[-1][key] for key in ("updates", "seconds", "cpu_seconds")},
             "validations": found.validations,
+            "xla": self._xla,
             "parameters": built.parameters,
             "softmax_parameters": built.softmax_parameters,
             "feed_forward_units": built.hidden,
             **more,
         }
 
-    def _compile(self):
+    def _compile(self, data):
         built = self._built = models.build(self.task, self.attention, self.conv)
-        self._schedule = curve.compiled(built.model)
+        examples = data.draw(np.random.default_rng(0), self.task.batch)
+        self._schedule, self._xla = curve.compiled_faster(built.model, examples)
         apart = built.parameters / built.softmax_parameters - 1
         print(f"{built.parameters:,} parameters with {built.hidden} feed-forward units; with "
-              f"softmax {built.softmax_parameters:,} ({apart:+.2%})", flush=True)  # fmt: skip
+              f"softmax {built.softmax_parameters:,} ({apart:+.2%}), "
+              f"{'with' if self._xla else 'without'} XLA", flush=True)  # fmt: skip
 
     def _begin(self, given, start):
         """The model with new weights, or with those of a trained body, and with a new optimizer."""

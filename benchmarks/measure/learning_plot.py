@@ -3,11 +3,11 @@
 from keras_cosattn.atomic_write import atomic_write
 from measure import learning_report
 
-AXES = {"updates": "updates", "cpu_seconds": "seconds of all cores"}
-
 
 def draw(path, task, chosen, floors):
-    """Two panels: the validations of every attention and seed; convolutions are dashed.
+    """The validations of every attention and seed over updates and seconds.
+
+    Models with a convolution before each block have dashed lines.
 
     Args:
         path: of the PNG.
@@ -21,11 +21,11 @@ def draw(path, task, chosen, floors):
     import matplotlib.pyplot as plt
 
     score = task.scores[0]
-    figure, panels = plt.subplots(1, len(AXES), figsize=(14, 6), sharey=True)
+    figure, panels = plt.subplots(1, len(learning_report.COSTS), figsize=(20, 6), sharey=True)
     names = list(dict.fromkeys(run["given"]["attention"] for runs in chosen.values()
                                for run in runs))  # fmt: skip
     colors = plt.get_cmap("tab20").colors
-    for (over, words), panel in zip(AXES.items(), panels, strict=True):
+    for (over, words), panel in zip(learning_report.COSTS.items(), panels, strict=True):
         for name, runs in chosen.items():
             for i, run in enumerate(runs):
                 points = learning_report.curve(run, score, over)

@@ -7,6 +7,8 @@ import numpy as np
 from measure import learning_runs, published, report
 
 SEARCHED = "attention", "conv", "seed", "rate"
+COSTS = {"updates": "updates", "seconds": "seconds", "cpu_seconds": "seconds of all cores"}
+"""What a validation knows of the training before it, and its unit."""
 
 
 def label(attention, conv):
@@ -102,9 +104,9 @@ def section(task, given, chosen, floors):
         floors: dict of names and values of the task's first score.
     """
     score = task.scores[0]
-    updates, seconds = (common_end(chosen, score, over) for over in ("updates", "cpu_seconds"))
+    ends = {over: common_end(chosen, score, over) for over in COSTS}
     columns = ["attention", "parameters", "rate", "seeds", *(each.name for each in task.scores),
-               f"validation after {updates:,} updates", f"after {seconds:,.0f} s of all cores",
+               *(f"validation after {end:,.0f} {COSTS[over]}" for over, end in ends.items()),
                "updates"]  # fmt: skip
     empty = ["-"] * (len(columns) - 5)
     body = [[f"*{name}*", "-", "-", "-", score.form.format(value), *empty]
@@ -113,14 +115,11 @@ def section(task, given, chosen, floors):
         runs = chosen[name]
         values = [mean_and_spread([run["found"]["scores"][each.name] for run in runs], each.form)
                   for each in task.scores]  # fmt: skip
-        ends = [
-            at_equal_cost(runs, score, over, place)
-            for over, place in (("updates", updates), ("cpu_seconds", seconds))
-        ]
+        equal = [at_equal_cost(runs, score, over, place) for over, place in ends.items()]
         rates = ", ".join(f"{rate:g}" for rate in sorted({run["given"]["rate"] for run in runs}))
         counts = [run["found"]["updates"] for run in runs]
         body.append([name, f"{runs[0]['found']['parameters']:,}", rates, f"{len(runs)}", *values,
-                     *ends, f"{round(statistics.mean(counts)):,}"])  # fmt: skip
+                     *equal, f"{round(statistics.mean(counts)):,}"])  # fmt: skip
     settings = ", ".join(f"{name} {x}" for name, x in given.items()
                          if name not in ("task", "search", "updates"))  # fmt: skip
     lines = [f"## {task.name}\n\n", f"{task.about[0].upper()}{task.about[1:]}. {settings}.\n\n"]
@@ -212,6 +211,8 @@ TEXT = (
     "with the lowest loss of the validation, of three that were each trained for "
     f"{learning_runs.SEARCHED:.0%} of the minutes with the seed {learning_runs.SEARCH_SEED}. "
     "Scores are those of the test, mean and standard deviation over the seeds. Columns at equal "
-    "cost are of the validation: after as many updates, and after as many seconds of all cores, as "
-    "the shortest run has. Floors are in italics; so is what was published by others.\n\n"
+    "cost are of the validation: after as many updates or seconds as the shortest run has. Seconds "
+    "of all cores change less than those of the clock if other programs run. Each model was "
+    "trained with or without XLA, whichever was faster. Floors are in italics; so is what was "
+    "published by others.\n\n"
 )
