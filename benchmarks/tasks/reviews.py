@@ -41,15 +41,10 @@ def split(source, validation, test):
 
 def tfidf_accuracy(source, validation, test, most=None):
     """Accuracy of a logistic regression on words and pairs of words, of the first `most` bytes."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+    from text_baseline import tfidf_model
 
     (texts, labels), _, (tests, wanted) = split(source, validation, test)
-    model = make_pipeline(
-        TfidfVectorizer(decode_error="ignore", ngram_range=(1, 2), min_df=2, sublinear_tf=True),
-        LogisticRegression(C=10),
-    )
+    model = tfidf_model()
     texts, tests = ([text.encode()[:most] for text in part] for part in (texts, tests))
     model.fit(texts, labels)
     return float((model.predict(tests) == wanted).mean())
