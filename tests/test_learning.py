@@ -172,6 +172,12 @@ def test_the_queue_lists_what_is_left(learner, monkeypatch, tmp_path):
     assert first.arguments()[0] in before[0]
 
 
+def test_programs_of_the_folder_find_the_standard_library():
+    """A folder `queue` with an `__init__.py` would hide the module that many others import."""
+    call = [sys.executable, "-c", "import queue; queue.Queue()"]
+    subprocess.run(call, cwd=ROOT / "benchmarks", check=True)
+
+
 @pytest.fixture
 def runs(learner, monkeypatch, tmp_path):
     """A folder of runs of two attentions, one with two seeds, beside floors."""
