@@ -16,7 +16,7 @@ import sys
 sys.path.append(str(pathlib.Path(__file__).parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from measure import learning_plot, learning_report, learning_runs, published, results
+from measure import learning_experiments, learning_plot, learning_report, learning_runs, results
 from tasks import TASKS
 
 
@@ -50,18 +50,17 @@ def main():
         sys.exit(f"There are no finished runs in {arguments.runs}. Begin with benchmarks.learn.")
     names = list(TASKS)
     groups.sort(key=lambda group: (names.index(group[0]["task"]), group[0]["minutes"]))
-    lines = ["# What small models learn with each attention\n\n",
-             f"`{results.command()}`\n\n", *learning_report.about(runs),
-             learning_report.TEXT, f"{published.ABLATION}\n\n"]  # fmt: skip
-    lines += learning_report.arena(groups)
     path = arguments.output / "floors.json"
+    floors = {given["task"]: floors_of(given["task"], path, arguments.fresh) for given, _ in groups}
+    lines = ["# What small models learn with each attention\n\n",
+             f"`{results.command()}`\n\n", *learning_report.about(runs), learning_report.TEXT,
+             *learning_experiments.tables(groups, floors)]  # fmt: skip
     for i, (given, chosen) in enumerate(groups):
         task = TASKS[given["task"]]
-        floors = floors_of(task.name, path, arguments.fresh)
         again = sum(other["task"] == task.name for other, _ in groups[:i])
         picture = f"{task.name}{f'_{again + 1}' * bool(again)}.png"
-        learning_plot.draw(arguments.output / picture, task, chosen, floors)
-        lines += learning_report.section(task, given, chosen, floors)
+        learning_plot.draw(arguments.output / picture, task, chosen, floors[task.name])
+        lines += learning_report.section(task, given, chosen, floors[task.name])
         lines.append(f"![Learning curves of {task.name}]({picture})\n\n")
     results.write(arguments.output / "report.md", "".join(lines))
     print(f"written: report.md, floors.json and {len(groups)} pictures in {arguments.output.name}/")

@@ -186,7 +186,10 @@ def runs(learner, monkeypatch, tmp_path):
         learn_all(monkeypatch, folder, "--seed", seed)
     learn_all(monkeypatch, folder, attention="softmax")
     learn_all(monkeypatch, folder, "--rates", 0.01, attention="lsh")
-    floors = {"listops_200": {"majority": 0.171}}
+    for conv in ([], ["--conv"]):
+        learn_all(monkeypatch, folder, "--rates", 0.003 if conv else 0.001, *conv, task="lm")
+    learn_all(monkeypatch, folder, attention="relu", task="mlm")
+    floors = {"listops_200": {"majority": 0.171}, "lm": {"bz2": 2.0}, "mlm": {"any piece": 8.3}}
     (tmp_path / "floors.json").write_text(json.dumps(floors))
     return folder
 
@@ -199,6 +202,9 @@ def test_the_report_has_spread_floors_and_pictures(runs, monkeypatch, tmp_path):
     assert "| softmax | 1,000 | 0.003 | 1 | 80.0% | 80.0% |" in written
     assert "| lsh | 1,000 | 0.01 | 1 | diverged |" in written
     assert "*cosformer, published* | 37.9 | 63.4 | 61.4 | 43.2 | 70.3 | 55.23 |" in written
+    assert "| cosformer | 0.721 | 0.289 | 0.433 |" in written  # 0.5 and 0.2 nats
+    assert "| *any piece* | 8.300 | - |" in written
+    assert "| relu | 0.200 | - |" in written
     assert str(ROOT) not in written
     assert (tmp_path / "listops_200.png").stat().st_size > 10_000
     tables = [block.splitlines() for block in written.split("\n\n") if block.startswith("|")]

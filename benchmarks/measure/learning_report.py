@@ -4,7 +4,7 @@ import statistics
 
 import numpy as np
 
-from measure import learning_runs, published, report
+from measure import learning_runs, report
 
 SEARCHED = "attention", "conv", "seed", "rate"
 COSTS = {"updates": "updates", "seconds": "seconds", "cpu_seconds": "seconds of all cores"}
@@ -157,42 +157,6 @@ def streams(chosen):
     body = [[name, *(mean_and_spread([x[n] for x in each], "{:.3f}") for n in lengths)]
             for name, each in found.items()]  # fmt: skip
     return report.table(head, body)
-
-
-def arena(groups):
-    """The table of the tasks that are like the Long-Range Arena, and published rows.
-
-    Args:
-        groups: of `groups_of`.
-    """
-    scores = {}
-    for given, chosen in groups:
-        if given["task"] in published.ARENA_TASKS:
-            for name, runs in chosen.items():
-                values = [run["found"]["scores"]["accuracy"] for run in runs]
-                if None not in values:
-                    scores.setdefault(name, {})[given["task"]] = 100 * statistics.mean(values)
-    if not scores:
-        return []
-    body = [row(name, [found.get(task) for task in published.ARENA_TASKS])
-            for name, found in scores.items()]  # fmt: skip
-    body += [row(f"*{name}, published*", accuracies)
-             for name, accuracies in published.ARENA.items()]  # fmt: skip
-    empty = ["-"] * len(published.ARENA_TASKS)
-    body += [[f"*{name}, published*", *empty, f"{mean:.2f}"]
-             for name, mean in published.ARENA_MEANS.items()]  # fmt: skip
-    head = ["accuracy, %", *published.ARENA_TASKS, "mean"]
-    names = ", ".join(f"{ours} ({theirs})" for ours, theirs in published.ARENA_TASKS.items())
-    return ["## Five tasks like the Long-Range Arena\n\n",
-            f"Ours are smaller than the Arena's: {names}. Compare rows, not with the published "
-            f"numbers, which are from {published.ARENA_SOURCE}.\n\n",
-            *report.table(head, body)]  # fmt: skip
-
-
-def row(name, values):
-    """A line of accuracies in percent and, if none is missing, their mean."""
-    texts = ["-" if value is None else f"{value:.1f}" for value in values]
-    return [name, *texts, "-" if None in values else f"{statistics.mean(values):.2f}"]
 
 
 def about(runs):
