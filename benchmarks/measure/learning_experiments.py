@@ -91,8 +91,8 @@ def arena(chosen):
              for name, mean in published.ARENA_MEANS.items()]  # fmt: skip
     names = ", ".join(f"{ours} ({theirs})" for ours, theirs in tasks.items())
     return ["## Five tasks like the Long-Range Arena\n\n",
-            f"Ours are smaller than the Arena's: {names}. Compare our rows with each other, not with "
-            f"the published ones, which are from {published.ARENA_SOURCE}.\n\n",
+            f"Ours are smaller than the Arena's: {names}. Compare our rows, not with "
+            f"the published ones, which are those of {published.ARENA_SOURCE}.\n\n",
             *report.table(["accuracy, %", *tasks, "mean"], body)]  # fmt: skip
 
 
