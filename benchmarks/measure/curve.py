@@ -50,7 +50,6 @@ class Curve(TimeLimit):
     Attributes:
         validations: dicts of `updates`, `seconds`, `cpu_seconds`, `loss` and `accuracy`. The
             second kind of seconds is that of all cores, which other programs change less.
-        compile_seconds: of the first updates.
     """
 
     def __init__(self, minutes, path):
