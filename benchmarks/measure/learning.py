@@ -11,20 +11,43 @@ WARM_UP = 0.1
 """Part of the updates in which the rate rises."""
 
 
-class Stop(keras.callbacks.Callback):
-    """End `fit` when the validation is passed, or the time is over.
+class TimeLimit(keras.callbacks.Callback):
+    """Base of the callbacks that end `fit` when the time is over. A subclass counts `seconds`.
 
     Attributes:
         ended: why `fit` ended.
         updates: how many there were.
+    """
+
+    def __init__(self, minutes):
+        super().__init__()
+        self.minutes, self.ended, self.updates = minutes, "all updates", 0
+
+    @property
+    def seconds(self):
+        raise NotImplementedError(f"{type(self).__name__} must override `seconds`.")
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.updates += 1
+        if self.seconds > 60 * self.minutes:
+            self.end("out of time")
+
+    def end(self, why):
+        self.ended, self.model.stop_training = why, True
+
+
+class Stop(TimeLimit):
+    """End `fit` when the validation is passed, or the time is over.
+
+    Attributes:
         accuracies: of the validations.
         seconds: all that `fit` took: compilation, updates and validations.
         cpu_seconds: of all cores, which other programs on the machine change less.
     """
 
     def __init__(self, minutes):
-        super().__init__()
-        self.minutes, self.ended, self.updates, self.accuracies = minutes, "all updates", 0, []
+        super().__init__(minutes)
+        self.accuracies = []
         self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
     @property
@@ -35,18 +58,10 @@ class Stop(keras.callbacks.Callback):
     def cpu_seconds(self):
         return time.process_time() - self.cpu_start
 
-    def on_train_batch_end(self, batch, logs=None):
-        self.updates += 1
-        if self.seconds > 60 * self.minutes:
-            self.end("out of time")
-
     def on_epoch_end(self, epoch, logs=None):
         self.accuracies.append(round(float(logs["val_accuracy"]), 4))
         if self.accuracies[-1] >= PASSED:
             self.end("passed")
-
-    def end(self, why):
-        self.ended, self.model.stop_training = why, True
 
 
 def fit(model, batches, validation, *, rate, updates, batch, minutes):

@@ -81,6 +81,9 @@ def command():
     """The command line, without the folders of this machine."""
     root = str(PACKAGE.parent) + os.sep
     program = os.path.abspath(sys.argv[0]).removeprefix(root)
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None:  # it was called with `python -m`
+        program = f"-m {module.name}"
     return " ".join(["python", program, *sys.argv[1:]])
 
 

