@@ -75,6 +75,7 @@ def replace_attention(
             reason.
 
     Example:
+    >>> from keras_cosattn.convert import replace_attention
     >>> x = keras.Input((None, 8))
     >>> y = keras.layers.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True)
     >>> model = keras.Model(x, keras.layers.Dense(3)(y))

@@ -63,6 +63,7 @@ def transfer(
     - [Zhang et al., 2024 (LoLCATs)](https://arxiv.org/abs/2410.10254), section 3.2
 
     Example:
+    >>> from keras_cosattn.convert import replace_attention, transfer
     >>> x = keras.Input((None, 8))
     >>> y = keras.layers.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True)
     >>> model = keras.Model(x, y)
