@@ -130,6 +130,8 @@ def test_a_function_gets_each_old_layer_and_where_selects(rng):
         ("self_attention", "SoftmaxAttention"),
     ]
     assert kinds(found)["linear"] == "LinearAttention"
+    one = replace_attention(model, windowed, where="grouped")
+    assert list(kinds(one).values()).count("WindowedLinearAttention") == 1
     again = replace_attention(model, windowed, where=lambda layer: layer.name != "linear")
     x = inputs(rng, 2, 9, 8)
     assert_close(again(x), found(x), 0)  # converting twice gives the same
@@ -207,6 +209,20 @@ class Subclassed(keras.Model):
 
 
 @keras.saving.register_keras_serializable("test_convert")
+class Hidden(keras.layers.Layer):
+    """A layer of a user that keeps its attention where no attribute shows it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        inner = keras.layers.MultiHeadAttention(2, 4, name="inner")
+        self._tracker.track(inner)
+        self.attend = lambda x: inner(x, x)
+
+    def call(self, x):
+        return self.attend(x)
+
+
+@keras.saving.register_keras_serializable("test_convert")
 class Late(keras.layers.Layer):
     """A layer of a user that makes its attention in `build`."""
 
@@ -230,6 +246,11 @@ class Late(keras.layers.Layer):
             lambda: functional(Late(name="mine")),
             (SOFTMAX,),
             "'inner' of .* cannot be replaced: it is the attribute `attention` of a Late, which",
+        ),
+        (
+            lambda: functional(Hidden(name="mine")),
+            (SOFTMAX,),
+            "'inner' of .* cannot be replaced: no attribute of a Hidden leads to it",
         ),
         (quantised, (SOFTMAX,), "its layer 'head' is quantised"),
         (with_lora, (SOFTMAX,), "its layer 'head' has LoRA weights"),

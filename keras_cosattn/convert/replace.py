@@ -62,9 +62,8 @@ def replace_attention(
             layer that was there (heads, their sizes, biases, output), its name and dtype, and its
             position if it takes that one. Or a function that gets the old layer, as an attention
             layer of this package, and returns the new one.
-        where: Names of the layers to replace, or a function of a layer that tells whether to
-            replace it. The layers are those of the model, for a block the block. Defaults to
-            `None`, all.
+        where: The name or names of layers or blocks of the model, or a function of a layer that
+            tells whether to replace it. Defaults to `None`, all.
 
     Returns:
         A Keras model. A functional or sequential one is compiled as `model` is.
@@ -116,7 +115,8 @@ class _Conversion:
     """
 
     def __init__(self, model: keras.Model, attention: Replacement | None, where: Where) -> None:
-        self._model, self._attention, self._where = model, attention, where
+        self._model, self._attention = model, attention
+        self._where = [where] if isinstance(where, str) else where
         self._new: dict[int, Layer] = {}
         self._copied: list[tuple[Layer, Layer]] = []
         self._rewired_layers: list[tuple[Layer, Rewired, dict[str, Layer]]] = []
@@ -238,7 +238,12 @@ class _Conversion:
             return None
         source, layers = (old.layer, old.replaced) if isinstance(old, Rewired) else (old, {})
         copy, exchanged = self._made_again(source), {}
-        for path, inner in attributes(source, lambda layer: id(layer) in selected):
+        found = list(attributes(source, lambda layer: id(layer) in selected))
+        reached = {id(x) for _, layer in found for x in layer._flatten_layers()}
+        for inner in inside:
+            if id(inner) in selected - reached:
+                self._refuse(inner, f"no attribute of a {type(source).__name__} leads to it")
+        for path, inner in found:
             equivalent = equivalent_of(inner)
             if equivalent is None or not has_attribute(copy, path):
                 self._refuse(inner, _MADE_LATER.format(path=path, cls=type(source).__name__))
