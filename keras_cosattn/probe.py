@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import keras
 import numpy as np
@@ -15,6 +15,20 @@ Nest = Any  # a tensor, or lists, tuples and dicts of tensors
 
 TOLERANCES = {"float16": 2e-2, "bfloat16": 1e-1}  # 11 and 8 bits, through a few layers
 FLOAT_TOLERANCE = 1e-4  # some hundred roundings of float32
+
+
+class Call(NamedTuple):
+    """One call of a layer."""
+
+    layer: keras.layers.Layer
+    args: tuple
+    kwargs: dict[str, Any]
+    outputs: Nest
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The tensors among the arguments."""
+        return list(filter(ops.is_tensor, keras.tree.flatten((self.args, self.kwargs))))
 
 
 def random_inputs(model: keras.Model, steps: int) -> Nest:
@@ -137,18 +151,19 @@ def reason(
         A layer among `model.layers`, or among those of its submodels. `None` if none differs.
     """
     limit = tolerance(model)
-    with _recorded(model) as calls:
+    layers = list({id(layer): layer for layer in _layers(model)}.values())  # each one once
+    with recorded(layers) as calls:
         run_whole()
     whole, pieces = list(calls), []
-    with _recorded(model) as calls:
+    with recorded(layers) as calls:
         for _ in run_pieces():
             pieces.append(list(calls))
             calls.clear()
-    for (layer, inputs, outputs), *parts in zip(whole, *pieces, strict=False):
-        if difference(inputs, [part[1] for part in parts]) > limit:
+    for call, *parts in zip(whole, *pieces, strict=False):
+        if difference(call.inputs, [part.inputs for part in parts]) > limit:
             continue
-        if difference(outputs, [part[2] for part in parts]) > limit:
-            return layer
+        if difference(call.outputs, [part.outputs for part in parts]) > limit:
+            return call.layer
     return None
 
 
@@ -160,20 +175,23 @@ def original(error: BaseException) -> BaseException:
 
 
 @contextlib.contextmanager
-def _recorded(model: keras.Model) -> Iterator[list[tuple[keras.layers.Layer, list, Nest]]]:
-    """Yield a list that fills with (layer, tensors in, tensors out) while the model is called."""
-    calls: list[tuple[keras.layers.Layer, list, Nest]] = []
+def recorded(layers: Iterable[keras.layers.Layer]) -> Iterator[list[Call]]:
+    """Yield a list that fills with the calls of some layers.
+
+    Args:
+        layers: each layer once.
+    """
+    calls: list[Call] = []
 
     def recorder(layer, call):
         def record(*args, **kwargs):
             outputs = call(*args, **kwargs)
-            inputs = filter(ops.is_tensor, keras.tree.flatten((args, kwargs)))
-            calls.append((layer, list(inputs), outputs))
+            calls.append(Call(layer, args, kwargs, outputs))
             return outputs
 
         return record
 
-    layers = {id(layer): layer for layer in _layers(model)}.values()  # each one once
+    layers = list(layers)
     own = {id(layer): vars(layer)["call"] for layer in layers if "call" in vars(layer)}
     for layer in layers:
         layer.call = recorder(layer, layer.call)

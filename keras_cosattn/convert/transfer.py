@@ -11,12 +11,12 @@ import keras
 from keras import ops
 from keras.layers import Layer
 
+from keras_cosattn import probe
 from keras_cosattn.attention import Attention
 from keras_cosattn.convert.replace import equal_model
 from keras_cosattn.convert.weights import PROJECTIONS, by_name
 
 Tensor = Any
-Call = tuple[int, tuple, dict[str, Any], Tensor]  # rank of the layer, its arguments, its output
 
 
 def transfer(
@@ -113,12 +113,15 @@ class _Teaching(keras.Model):
 
     def errors(self, inputs: Any) -> list[tuple[int, Tensor]]:
         """Return the relative squared error of each call of a new layer, with its rank."""
-        with _recorded(self.teachers) as calls:
+        with probe.recorded(self.teachers) as calls:
             self.teacher(inputs, training=False)
-        return [
-            (rank, _relative_error(y, self.students[rank](*args, **kwargs)))
-            for rank, args, kwargs, y in calls
-        ]
+        ranks = {id(layer): rank for rank, layer in enumerate(self.teachers)}
+        found = []
+        for call in calls:
+            rank = ranks[id(call.layer)]
+            outputs = self.students[rank](*call.args, **call.kwargs)
+            found.append((rank, _relative_error(call.outputs, outputs)))
+        return found
 
     def call(self, inputs: Any) -> Tensor:
         """Return the errors of the layers, which `add_loss` sums."""
@@ -163,28 +166,6 @@ def _attention_layers(layer: Layer) -> Iterator[Attention]:
 
 def _differ(old: Attention, new: Attention) -> bool:
     return type(old) is not type(new) or old.get_config() != new.get_config()
-
-
-@contextlib.contextmanager
-def _recorded(layers: Sequence[Layer]) -> Iterator[list[Call]]:
-    """Yield a list that fills with the calls of the layers."""
-    calls: list[Call] = []
-
-    def recorder(rank, call):
-        def record(*args, **kwargs):
-            outputs = call(*args, **kwargs)
-            calls.append((rank, args, kwargs, outputs))
-            return outputs
-
-        return record
-
-    for rank, layer in enumerate(layers):
-        layer.call = recorder(rank, layer.call)
-    try:
-        yield calls
-    finally:
-        for layer in layers:
-            del layer.call
 
 
 def _relative_error(expected: Tensor, found: Tensor) -> Tensor:
