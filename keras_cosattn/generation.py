@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -49,8 +50,8 @@ def generate(
         ended before.
 
     Raises:
-        ValueError: If an argument has the wrong shape, a prompt has no tokens, or the stream is
-            full.
+        ValueError: If an argument has the wrong type or shape, a prompt has no tokens, or the
+            stream is full.
 
     Example:
     >>> ids = keras.Input((None,), dtype="int32")
@@ -61,6 +62,7 @@ def generate(
     >>> keras_cosattn.generate(stream, [[1, 2, 3]], max_new_tokens=5).shape
     (1, 5)
     """
+    _check_numbers(max_new_tokens, stop_token_ids)
     tokens, mask = _checked_prompt(prompt, prompt_mask)
     choose = _chooser(sampler)
     logits, state = stream(
@@ -82,6 +84,19 @@ def generate(
             logits, state = stream(_inputs(stream, step, np.ones_like(step, "bool")), state)
             logits = logits[:, 0]
     return np.stack(found, axis=1) if found else tokens[:, :0]
+
+
+def _check_numbers(max_new_tokens, stop_token_ids):
+    if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 0:
+        raise ValueError(
+            "`max_new_tokens` must be an integer of at least 0. "
+            f"Received: max_new_tokens={max_new_tokens!r}"
+        )
+    if not isinstance(stop_token_ids, Collection):
+        raise ValueError(
+            "`stop_token_ids` must be integers in a list or another collection. "
+            f"Received: stop_token_ids={stop_token_ids!r}"
+        )
 
 
 def _checked_prompt(prompt, prompt_mask):

@@ -159,6 +159,15 @@ def test_a_sequential_and_a_compiled_model(rng):
     assert np.isfinite(found.fit(x, np.ones((2, 9, 3)), verbose=0).history["loss"][0])
 
 
+def test_a_frozen_layer_stays_frozen():
+    model = mixed_model()
+    model.get_layer("twice").trainable = model.get_layer("block").trainable = False
+    found = replace_attention(model, LinearAttention(1, 1))
+    frozen = [name for name in ("twice", "block", "linear") if not found.get_layer(name).trainable]
+    assert frozen == ["twice", "block"]
+    assert len(found.trainable_weights) == len(model.trainable_weights)
+
+
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float64"])
 def test_dtypes_are_kept(dtype):
     x = keras.Input((None, 8), dtype=keras.DTypePolicy(dtype).compute_dtype)
@@ -238,6 +247,7 @@ class Late(keras.layers.Layer):
     ("make", "arguments", "message"),
     [
         (mixed_model, (keras.layers.Dense(3),), "`attention` must be an attention layer.*Dense"),
+        (mixed_model, (LinearAttention,), "`attention` must be an attention layer.*<class"),
         (mixed_model, (lambda old: None,), "it returned: None"),
         (lambda: keras.Sequential([keras.layers.Dense(3)]), (SOFTMAX,), "a built Keras model"),
         (lambda: functional(keras.layers.Dense(3)), (SOFTMAX,), "No layer of .* was replaced"),

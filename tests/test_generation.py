@@ -93,6 +93,19 @@ def test_wrong_prompts_are_named(prompt, options, message, stream):
         generate(stream, prompt, 3, **options)
 
 
+@pytest.mark.parametrize(
+    ("number", "stops", "message"),
+    [
+        (-1, (), "`max_new_tokens` must be an integer of at least 0.*=-1"),
+        (2.5, (), "`max_new_tokens` must be an integer of at least 0.*=2.5"),
+        (3, 7, "`stop_token_ids` must be integers in a list.*=7"),
+    ],
+)
+def test_wrong_numbers_are_named(number, stops, message, stream):
+    with pytest.raises(ValueError, match=message):
+        generate(stream, [[1, 2]], number, stop_token_ids=stops)
+
+
 def test_a_model_of_other_inputs_is_refused():
     a, b = keras.Input((None,), dtype="int32"), keras.Input((None,), dtype="int32")
     x = keras.layers.Embedding(5, 4)(a) + keras.layers.Embedding(5, 4)(b)

@@ -133,10 +133,21 @@ def test_the_layers_of_a_subclassed_model_learn(rng):
     assert all(error < 0.9 * first[name] for name, error in last.items())
 
 
+def frozen(model):
+    found = replace_attention(model, WINDOWED, where=["first"])
+    found.get_layer("first").trainable = False
+    return found
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda m: replace_attention(m, LinearAttention(1, 1)), {}, "have no weights but their"),
+        (
+            lambda m: replace_attention(m, LinearAttention(1, 1)),
+            {},
+            "have no trainable weights for train='new'",
+        ),
+        (frozen, {"train": "attention"}, "have no trainable weights for train='attention'"),
         (lambda m: replace_attention(m, WINDOWED), {"train": "all"}, "`train` must be 'new' or"),
         (lambda m: replace_attention(m, SoftmaxAttention(1, 1)), {}, "there is nothing to learn"),
         (lambda m: keras.Sequential([keras.Input((None, 8))]), {}, r"what `replace_attention` ret"),

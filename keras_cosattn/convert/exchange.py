@@ -9,7 +9,7 @@ import keras
 from keras.layers import Layer
 
 from keras_cosattn.attention import Attention
-from keras_cosattn.convert.weights import PROJECTIONS, arrays_of, assign
+from keras_cosattn.convert.weights import PROJECTIONS, arrays_of, assign, keep_frozen
 from keras_cosattn.transformer import TransformerEncoder
 
 Replacement = Attention | Callable[[Any], Attention]
@@ -58,7 +58,7 @@ def _make(attention: Replacement, old: Attention) -> Attention:
         return type(new).from_config({**new.get_config(), "name": old.name})
     config, given = attention.get_config(), old.get_config()
     config |= {name: given[name] for name in SIZES if name in config}
-    config |= {name: given[name] for name in ("name", "dtype")}
+    config |= {name: given[name] for name in ("name", "dtype", "trainable")}
     kind = getattr(old.position, "kind", None)
     if config.get("position") is None and kind in type(attention).accepts_positions:
         config["position"] = given["position"]
@@ -73,6 +73,7 @@ def _built_like(new: Layer, old: Layer) -> Layer:
     if isinstance(new, Attention):
         values = {name: x for name, x in values.items() if name.split("/")[0] in PROJECTIONS}
     assign(new, values)
+    keep_frozen(new, old)
     return new
 
 

@@ -19,7 +19,7 @@ from keras_cosattn.convert.equivalents import (
 )
 from keras_cosattn.convert.exchange import Replacement, exchange
 from keras_cosattn.convert.rewired import Rewired, attribute, attributes, has_attribute
-from keras_cosattn.convert.weights import arrays_of, assign
+from keras_cosattn.convert.weights import arrays_of, assign, keep_frozen
 from keras_cosattn.transformer import TransformerDecoder
 
 Where = Callable[[Any], bool] | Collection[str] | None
@@ -59,9 +59,8 @@ def replace_attention(
     Args:
         model: A built Keras model. Models inside it are converted too.
         attention: An attention layer of this package. Each place gets a copy with the sizes of the
-            layer that was there (heads, their sizes, biases, output), its name and dtype, and its
-            position if it takes that one. Or a function that gets the old layer, as an attention
-            layer of this package, and returns the new one.
+            layer that was there, its name, dtype and `trainable`, and its position if it takes
+            that one. Or a function from the old layer, as one of this package, to the new one.
         where: The name or names of layers or blocks of the model, or a function of a layer that
             tells whether to replace it. Defaults to `None`, all.
 
@@ -83,7 +82,7 @@ def replace_attention(
     ['InputLayer', 'LinearAttention', 'Dense']
     """
     if not isinstance(attention, Attention) and (
-        isinstance(attention, Layer) or not callable(attention)
+        isinstance(attention, (type, Layer)) or not callable(attention)
     ):
         raise ValueError(
             "`attention` must be an attention layer of keras_cosattn, or a function that returns "
@@ -132,10 +131,12 @@ class _Conversion:
             copy.layer.build_from_config(self._model.get_build_config())
         for old, new in self._copied:
             new.set_weights(old.get_weights())
+            keep_frozen(new, old)
         for old, new, replaced in self._rewired_layers:
             assign(new.layer, arrays_of(old))
             for path, layer in replaced.items():
                 attribute(new.layer, path).set_weights(layer.get_weights())
+            keep_frozen(new, old)
         return copy
 
     def _check(self) -> None:

@@ -55,8 +55,8 @@ def transfer(
         of the layer.
 
     Raises:
-        ValueError: If `converted` is no conversion of `model`, or its new layers have no weights to
-            train.
+        ValueError: If `converted` is no conversion of `model`, or its new layers have no such
+            weights that are trainable.
 
     Reference:
 
@@ -189,9 +189,10 @@ def _only_trainable(
     }
     if not chosen:
         raise ValueError(
-            f"The new attention layers of '{model.name}' have no weights but their projections. "
-            "Give train='attention', or a layer with learned parts, such as "
-            "`WindowedLinearAttention` or `LinearAttention(feature_map=HedgehogFeatures())`."
+            f"The new attention layers of '{model.name}' have no trainable weights for "
+            f"train='{train}'. Give train='attention' for their projections, or layers with "
+            "learned parts, such as `WindowedLinearAttention`, and set `trainable = True` where "
+            "they are frozen."
         )
     try:
         for variable, trainable in before:

@@ -23,6 +23,17 @@ def arrays_of(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
     return {name: ops.convert_to_numpy(x) for name, x in by_name(layer).items()}
 
 
+def keep_frozen(layer: keras.layers.Layer, old: keras.layers.Layer) -> None:
+    """Freeze a built layer if the old one is frozen.
+
+    `trainable=False` in a config does not reach the weights that a layer makes later. Nor does an
+    assignment that changes nothing.
+    """
+    if not old.trainable:
+        layer.trainable = True
+        layer.trainable = False
+
+
 def assign(layer: keras.layers.Layer, values: Mapping[str, Any]) -> None:
     """Give a built layer the weights that it shares with `values`.
 
