@@ -16,9 +16,10 @@ import platform
 from measure.program import run_program
 
 NAMES = [
-    "softmax", "linear", "cosformer", "performer", "lsh", "low_rank", "nystrom", "segmented",
-    "segmented_summaries", "hierarchical", "recurrent_memory", "compressive_memory",
-    "clustered_routing", "routed",
+    "softmax", "linear", "cosformer", "decayed_cosformer", "performer", "retention", "mamba2",
+    "gated_linear", "delta_rule", "gated_delta_rule", "windowed_linear", "lsh", "low_rank",
+    "nystrom", "segmented", "segmented_summaries", "hierarchical", "recurrent_memory",
+    "compressive_memory", "clustered_routing", "routed",
 ]  # fmt: skip
 
 
