@@ -6,7 +6,6 @@ import numbers
 from collections.abc import Callable, Collection
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -66,7 +65,7 @@ def generate(
     tokens, mask = _checked_prompt(prompt, prompt_mask)
     choose = _chooser(sampler)
     logits, state = stream(
-        _inputs(stream, tokens, mask),
+        probe.token_inputs(stream.model, tokens, mask),
         stream.initial_state(len(tokens)),
         None if mask.all() else mask,
     )
@@ -81,7 +80,8 @@ def generate(
         ended |= np.isin(chosen, list(stop_token_ids))
         if len(found) < max_new_tokens and not ended.all():
             step = chosen[:, None]
-            logits, state = stream(_inputs(stream, step, np.ones_like(step, "bool")), state)
+            every = np.ones_like(step, "bool")
+            logits, state = stream(probe.token_inputs(stream.model, step, every), state)
             logits = logits[:, 0]
     return np.stack(found, axis=1) if found else tokens[:, :0]
 
@@ -122,19 +122,6 @@ def _checked_prompt(prompt, prompt_mask):
             f"{empty} have none. Received: shape {tokens.shape}"
         )
     return tokens.astype("int32"), mask
-
-
-def _inputs(stream, tokens, mask):
-    """The inputs of the stream's model, of ids alone or as KerasHub's models take them."""
-    declared = probe.declared_input(stream.model)
-    if isinstance(declared, dict) and set(declared) == {"token_ids", "padding_mask"}:
-        return {"token_ids": tokens, "padding_mask": mask.astype("int32")}
-    if declared is not None and keras.tree.is_nested(declared):
-        raise ValueError(
-            f"'{stream.model.name}' must take token ids, alone or with a padding mask as models of "
-            f"KerasHub do. Received: inputs {declared}"
-        )
-    return tokens
 
 
 def _chooser(sampler: Any) -> Sampler:

@@ -68,6 +68,28 @@ def declared_input(model: keras.Model) -> Nest | None:
     return model.input if getattr(model, "inputs", None) else None
 
 
+def token_inputs(model: keras.Model, tokens: Tensor, mask: Tensor) -> Nest:
+    """Return token ids as a language model takes them.
+
+    Args:
+        model: a model from ids, or from a dict of ids and a padding mask as KerasHub's.
+        tokens: integers `(b, t)`.
+        mask: boolean `(b, t)`, `False` for padding.
+
+    Raises:
+        ValueError: If the model declares other inputs.
+    """
+    declared = declared_input(model)
+    if isinstance(declared, dict) and set(declared) == {"token_ids", "padding_mask"}:
+        return {"token_ids": tokens, "padding_mask": mask.astype("int32")}
+    if declared is not None and keras.tree.is_nested(declared):
+        raise ValueError(
+            f"'{model.name}' must take token ids, alone or with a padding mask as models of "
+            f"KerasHub do. Received: inputs {declared}"
+        )
+    return tokens
+
+
 def difference(whole: Nest, pieces: Iterable[Nest]) -> float:
     """Return the largest difference, relative to the largest output.
 

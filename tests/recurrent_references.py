@@ -91,6 +91,10 @@ class Weights:
     def __init__(self, weights):
         self.pairs, self.more = weights, weights.get("more", {})
 
+    @property
+    def num_heads(self):
+        return len(self.pairs["attention_output"][0])
+
     def heads(self, x, name):
         kernel, bias = self.pairs[name]
         return np.einsum("tm,mhd->thd", x, kernel) + bias
@@ -185,6 +189,7 @@ def delta_rule(
     if conv_size is None:
         q, k, v = silu(q), silu(k), silu(v)
     q, k = (z / np.sqrt(np.sum(z**2, axis=2, keepdims=True) + 1e-6) for z in (q, k))
+    q, k = each_query_head(q, w.num_heads), each_query_head(k, v.shape[1])
     beta = (2 if allow_neg_eigval else 1) * sigmoid(w.gate(x, "beta"))
     log_decay = np.zeros((len(x), k.shape[1], 1))
     if gated:
@@ -203,8 +208,8 @@ def mamba2(w, x, causal, num_groups=1, conv_size=4, norm_epsilon=1e-5, **_):
     q, k, v = w.projected(x)
     if conv_size is None:
         q, k, v = silu(q), silu(k), silu(v)
-    heads, shared = len(w.more["D"]), v.shape[1]
-    q, k = each_query_head(q, heads), each_query_head(k, shared)
+    heads = w.num_heads
+    q, k = each_query_head(q, heads), each_query_head(k, v.shape[1])
     size = softplus(w.gate(x, "dt") + w.more["dt_bias"])
     log_decay = (-np.exp(w.more["A_log"]) * size)[:, :, None]
     mixed = mix(q, k, v * size[:, :, None], log_decay, None, causal)

@@ -1,5 +1,6 @@
 """Another attention in a model: equal with softmax, and what cannot be replaced is named."""
 
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from keras_cosattn import (
     WindowedLinearAttention,
     generate,
 )
-from keras_cosattn.convert import replace_attention
+from keras_cosattn.convert import attention_errors, replace_attention, transfer
+from keras_cosattn.export import to_tflite
+from keras_cosattn.export.run_on_device import Device
 
 EXACT = 1e-5  # float32 through a few blocks
 SAVED = pathlib.Path(__file__).parent / "programs" / "load_and_predict.py"
@@ -443,3 +446,30 @@ def test_what_a_keras_hub_model_has_beyond_our_blocks_is_named(keras_hub):
     gemma = backbone(keras_hub, "Gemma", attention_logit_soft_cap=30.0)
     with pytest.raises(ValueError, match=r"'decoder_block_0' of .* it has `logit_soft_cap`"):
         replace_attention(gemma, SOFTMAX)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
+@pytest.mark.parametrize("name", ["Bert", "Llama"])
+def test_a_model_of_keras_hub_from_conversion_to_a_file(name, keras_hub, rng, tmp_path):
+    model, attention = backbone(keras_hub, name), LinearAttention(1, 1)
+    if name == "Llama":
+        model = keras_hub.models.LlamaCausalLM(model)
+        attention = WindowedLinearAttention(1, 1, window=4)
+    found, (x, _) = replace_attention(model, attention), tokens(rng, name, [8] * 10)
+    before = attention_errors(model, found, x)
+    optimizer = keras.optimizers.Adam(1e-2)
+    transfer(
+        model, found, x, train="attention", optimizer=optimizer, epochs=10, batch_size=10, verbose=0
+    )
+    for layer, error in attention_errors(model, found, x).items():
+        assert error < before[layer]
+    path, causal = tmp_path / "m.tflite", name == "Llama"
+    to_tflite(found.backbone if causal else found, path, sample=x)
+    device = Device(path)
+    if causal:
+        prompt = x["token_ids"][:1, :5]
+        expected = generate(Streaming(found.backbone), prompt, 7)
+        assert list(itertools.islice(device.generate(prompt[0]), 7)) == expected[0].tolist()
+    else:
+        one = {key: a[:1] for key, a in x.items()}
+        assert_close(device.whole(one)["sequence_output"], found(one)["sequence_output"], EXACT)

@@ -157,6 +157,7 @@ def test_100_000_steps_end_as_the_last_of_them_alone(name, rng):
         ),
         (lambda: DeltaRuleAttention(2, 4, gated="head"), r"`gated` must be.*'head'"),
         (lambda: Mamba2Attention(4, 4, num_groups=3), r"`num_groups` must divide.*num_groups=3"),
+        (lambda: DeltaRuleAttention(4, 4, num_groups=0), r"`num_groups`.*at least 1"),
         (lambda: GatedLinearAttention(2, 4, gate_low_rank_dim=0), r"`gate_low_rank_dim`.*at least"),
         (lambda: DecayedCosFormerAttention(2, 4, horizon=0), r"`horizon`.*at least 1"),
         (lambda: LinearAttention(2, 4, conv_size=0), r"`conv_size`.*at least 1"),

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import doctest
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -23,7 +24,15 @@ import pytest
 from support import BACKEND, assert_close
 from variants import inputs
 
-from keras_cosattn import CausalConv1D, CosFormerAttention, LinearAttention, PositionEmbedding
+from keras_cosattn import (
+    CausalConv1D,
+    CosFormerAttention,
+    LinearAttention,
+    PositionEmbedding,
+    Rotary,
+    Streaming,
+    generate,
+)
 from keras_cosattn.export import describe, to_tflite
 from keras_cosattn.export import run_on_device as runner
 
@@ -60,7 +69,7 @@ def two_inputs():
     ids, signal = keras.Input((None,), dtype="int32", name="ids"), keras.Input((None, 3), name="z")
     y = keras.layers.Concatenate()([keras.layers.Embedding(7, 3)(ids), signal])
     y = CausalConv1D(4, 3)(y)
-    outputs = {name: keras.layers.Dense(n, name=name)(y) for name, n in (("a", 2), ("b", 5))}
+    outputs = {name: keras.layers.Dense(n)(y) for name, n in (("b", 5), ("a", 2))}
     return keras.Model([ids, signal], outputs)
 
 
@@ -83,6 +92,24 @@ def test_a_stream_computes_what_keras_does_however_it_is_cut(model, device, rng)
     assert_close(device.prefill(x[:, :CHUNK]), expected[:, :CHUNK], 1e-5)
     assert_close(device.whole(x), expected, 1e-5)  # the stream goes on after it
     assert_close(device.step(x[:, CHUNK : CHUNK + 1]), expected[:, CHUNK : CHUNK + 1], 1e-5)
+
+
+@pytest.mark.parametrize("signatures", [["prefill", "step"], ["step"]])
+def test_a_device_continues_a_prompt_as_keras_does(signatures, tmp_path):
+    keras.utils.set_random_seed(1)
+    ids = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(9, 8, embeddings_initializer="normal")(ids)
+    x = LinearAttention(2, 4, position=Rotary())(x, x, use_causal_mask=True)
+    model = keras.Model(ids, keras.layers.Dense(9, kernel_initializer="normal")(x))
+    to_tflite(model, tmp_path / "m.tflite", prefill_chunk=4, signatures=signatures)
+    device, prompt = runner.Device(tmp_path / "m.tflite"), [3, 1, 4, 1, 5]
+    for choose, sampler in ((np.argmax, None), (np.argmin, lambda x: keras.ops.argmin(x, axis=-1))):
+        expected = generate(Streaming(model), [prompt], 6, sampler=sampler)[0].tolist()
+        assert list(itertools.islice(device.generate(prompt, choose), 6)) == expected
+        assert device.steps == len(prompt) + 5  # the last token was not read
+        device.reset()
+    with pytest.raises(ValueError, match=r"`prompt` must hold at least one token"):
+        next(device.generate([]))
 
 
 def test_the_file_may_leave_the_batch_open(tmp_path, rng):

@@ -72,7 +72,7 @@ OPTIONS = {
         "conv": {"gate_low_rank_dim": 4, "conv_size": 4, "use_output_gate": False},
     },
     "DeltaRuleAttention": {
-        "delta_net": {"chunk_size": 4},
+        "delta_net": {"chunk_size": 4, "num_groups": 1},
         "gated": {"gated": True, "allow_neg_eigval": True},
         "channel": {"gated": "channel", "conv_size": None},
     },

@@ -47,6 +47,7 @@ class DecayedAttention(SumsAttention):
     gates_before_norm = False
     delta_rule = False
     normalise = False  # whether the sums are divided by the sum of the weights
+    num_groups: int | None = None  # of query and key heads, where they are fewer
 
     def __init__(
         self,
@@ -82,6 +83,26 @@ class DecayedAttention(SumsAttention):
             self.output_gate_dense = self._heads(
                 "output_gate", query_shape, self.num_heads, self.value_dim, activation="silu"
             )
+
+    def _checked_groups(self, num_groups: int) -> int:
+        """Return `num_groups` if that many query and key heads can serve all heads."""
+        if self.num_key_value_heads % positive("num_groups", num_groups):
+            raise ValueError(
+                "`num_groups` must divide the number of key and value heads. Received: "
+                f"num_groups={num_groups}, num_key_value_heads={self.num_key_value_heads}"
+            )
+        return num_groups
+
+    def _projected_heads(self):
+        if self.num_groups is None:
+            return super()._projected_heads()
+        return self.num_groups, self.num_groups
+
+    def _for_each_head(self, q, k):
+        """Return q with h heads and k with hk heads, of what `_projected_heads` have."""
+        of_queries, of_keys = self._projected_heads()
+        q = arrays.repeat_heads(q, self.num_heads // of_queries)
+        return q, arrays.repeat_heads(k, self.num_key_value_heads // of_keys)
 
     def _build_gates(self, query_shape):
         """Build the weights of `_gates`, `_prepared` and `_normalised`."""

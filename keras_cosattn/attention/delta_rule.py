@@ -47,6 +47,9 @@ class DeltaRuleAttention(DecayedAttention):
         allow_neg_eigval: Boolean, whether beta is between 0 and 2, in place of 1. A step can then
             change the sign of what the state holds, as counting and parity need (Grazzi et al.,
             2025). Defaults to `False`.
+        num_groups: Integer, the number of different query and key heads, each of which serves a
+            group of value heads, as in Qwen3-Next. It must divide `num_key_value_heads`. Defaults
+            to `None`: `num_heads` query heads and `num_key_value_heads` key heads.
         use_output_gate: Boolean, whether `silu` of a projection of the query multiplies the
             outputs. Defaults to `None`: True if `gated`.
         conv_size: Integer, the number of steps of the short convolution, or `None` for none. Its
@@ -57,7 +60,8 @@ class DeltaRuleAttention(DecayedAttention):
             `num_key_value_heads`.
 
     Raises:
-        ValueError: If `gated` is none of these.
+        ValueError: If `gated` is none of these, or `num_groups` does not divide
+            `num_key_value_heads`.
 
     Example:
     >>> import numpy as np
@@ -84,6 +88,7 @@ class DeltaRuleAttention(DecayedAttention):
         *args: Any,
         gated: bool | Literal["channel"] = False,
         allow_neg_eigval: bool = False,
+        num_groups: int | None = None,
         use_output_gate: bool | None = None,
         conv_size: int | None = 4,
         **kwargs: Unpack[DecayedOptions],
@@ -94,6 +99,7 @@ class DeltaRuleAttention(DecayedAttention):
         super().__init__(
             num_heads, key_dim, *args, conv_size=conv_size, use_output_gate=gate, **kwargs
         )
+        self.num_groups = None if num_groups is None else self._checked_groups(num_groups)
         self.gated = gated
         self.allow_neg_eigval = allow_neg_eigval
 
@@ -120,11 +126,12 @@ class DeltaRuleAttention(DecayedAttention):
         q, k, v = (arrays.accumulate(steps[name]) for name in ("q", "k", "v"))
         if self.conv_size is None:
             q, k, v = ops.silu(q), ops.silu(k), ops.silu(v)
+        q, k = self._for_each_head(unit_norm(q) * self.key_dim**-0.5, unit_norm(k))
         beta = ops.sigmoid(arrays.accumulate(steps["beta"]))
         steps = {
             **steps,
-            "q": unit_norm(q) * self.key_dim**-0.5,
-            "k": unit_norm(k),
+            "q": q,
+            "k": k,
             "v": v,
             "beta": beta * 2.0 if self.allow_neg_eigval else beta,
         }
@@ -146,4 +153,5 @@ class DeltaRuleAttention(DecayedAttention):
             **super().get_config(),
             "gated": self.gated,
             "allow_neg_eigval": self.allow_neg_eigval,
+            "num_groups": self.num_groups,
         }

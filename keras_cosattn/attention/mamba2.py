@@ -8,7 +8,6 @@ import keras
 from keras import ops
 
 from keras_cosattn.attention import step_sizes
-from keras_cosattn.attention.arguments import positive
 from keras_cosattn.attention.decayed import DecayedAttention, root_mean_square_norm
 from keras_cosattn.ops import arrays
 
@@ -69,6 +68,7 @@ class Mamba2Attention(DecayedAttention):
 
     uses_conv_bias = True
     gates_before_norm = True
+    num_groups: int
 
     def __init__(
         self,
@@ -88,15 +88,7 @@ class Mamba2Attention(DecayedAttention):
             use_output_gate=use_output_gate,
             **kwargs,
         )
-        self.num_groups = positive("num_groups", num_groups)
-        if self.num_key_value_heads % self.num_groups:
-            raise ValueError(
-                "`num_groups` must divide the number of key and value heads. Received: "
-                f"num_groups={num_groups}, num_key_value_heads={self.num_key_value_heads}"
-            )
-
-    def _projected_heads(self):
-        return self.num_groups, self.num_groups
+        self.num_groups = self._checked_groups(num_groups)
 
     def _build_gates(self, query_shape):
         heads = self.num_key_value_heads
@@ -116,12 +108,13 @@ class Mamba2Attention(DecayedAttention):
         z = arrays.accumulate(steps["dt"])
         size = step_sizes.step_size(z, ops.convert_to_tensor(self.step_bias))
         log_decay = step_sizes.log_decay(size, ops.convert_to_tensor(self.log_rate))
-        shared, heads = self.num_key_value_heads, self.num_heads
-        skip = arrays.repeat_heads(v, heads // shared) * ops.convert_to_tensor(self.skip)
+        shared_by = self.num_heads // self.num_key_value_heads
+        skip = arrays.repeat_heads(v, shared_by) * ops.convert_to_tensor(self.skip)
+        q, k = self._for_each_head(q, k)
         return {
             **{name: x for name, x in steps.items() if name != "dt"},
-            "q": arrays.repeat_heads(q, heads // self.num_groups),
-            "k": arrays.repeat_heads(k, shared // self.num_groups),
+            "q": q,
+            "k": k,
             "v": v * ops.expand_dims(size, 3),
             "log_decay": ops.expand_dims(log_decay, 3),
             "skip": skip,

@@ -91,7 +91,7 @@ def replace_attention(
     if not (isinstance(model, keras.Model) and model.built):
         raise ValueError(f"`model` must be a built Keras model. Received: {model!r}")
     _refuse_adapted(model)
-    if not _generates(model):
+    if not generates(model):
         return _Conversion(model, attention, where).run()
     from keras_cosattn.convert.causal_lm import StreamingCausalLM
 
@@ -271,7 +271,7 @@ def _call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
     return layer(*args, **kwargs)
 
 
-def _generates(model: keras.Model) -> bool:
+def generates(model: keras.Model) -> bool:
     """Whether a model is a `keras_hub.models.CausalLM`."""
     classes = [(c.__module__.split(".")[0], c.__name__) for c in type(model).__mro__]
     return ("keras_hub", "CausalLM") in classes

@@ -16,7 +16,8 @@ from keras_cosattn.export.sample_inputs import Sizes, TensorSize, input_sizes
 class NamedModel:
     """A model whose inputs and outputs have the names that an exported file gives them.
 
-    One input is called `x` and one output `y`. Several have their names in the model.
+    One input is called `x` and one output `y`. Several have their names in the model; outputs in a
+    dict have its keys.
 
     Args:
         model: A built Keras model.
@@ -65,6 +66,8 @@ class NamedModel:
     def name_outputs(self, nest: Any) -> dict[str, Any]:
         """Outputs of the model by name."""
         flat = keras.tree.flatten(nest)
+        if isinstance(nest, dict) and len(nest) == len(flat) > 1:
+            return {name: keras.tree.flatten(y)[0] for name, y in nest.items()}
         return dict(zip(self._output_names(len(flat)), flat, strict=True))
 
     def numpy_outputs(self, nest: Any) -> dict[str, np.ndarray]:

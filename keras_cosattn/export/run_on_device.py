@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,6 +143,25 @@ class Device:
             raise
 
     step = prefill = read
+
+    def generate(self, prompt: Iterable[int], choose: Callable = np.argmax) -> Iterator[int]:
+        """Continue a language model's stream: read the prompt, then yield token after token.
+
+        A token is read when the next one is asked for, so the caller decides when to end.
+
+        Args:
+            prompt: Integers, the next token ids of the stream, at least one.
+            choose: Function from the logits of the next token to its id. Defaults to
+                `numpy.argmax`.
+        """
+        piece, key = list(prompt), next(iter(self._piece_sizes), "serve")
+        if not piece:
+            raise ValueError("`prompt` must hold at least one token. Received: none")
+        while True:
+            ids = np.array([piece], "int32")
+            x = {k: np.ones_like(ids) if k == "padding_mask" else ids for k in self._inputs[key]}
+            piece = [int(choose(self.read(x)[0, -1]))]
+            yield piece[0]
 
     def reset(self) -> None:
         """Begin a new stream."""

@@ -74,36 +74,40 @@ def test_mamba2_is_that_of_transformers(groups, rng):
     assert_close(layer(x, x, use_causal_mask=True), outputs(theirs, x), 1e-5)
 
 
-def test_the_gated_delta_rule_is_that_of_transformers(rng):
+@pytest.mark.parametrize("groups", [HEADS, HEADS // 2])
+def test_the_gated_delta_rule_is_that_of_transformers(groups, rng):
     import torch
     from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
     from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
     config = Qwen3NextConfig(
-        hidden_size=WIDTH, linear_num_key_heads=HEADS, linear_num_value_heads=HEADS,
+        hidden_size=WIDTH, linear_num_key_heads=groups, linear_num_value_heads=HEADS,
         linear_key_head_dim=KEY, linear_value_head_dim=VALUE, linear_conv_kernel_dim=TAPS,
         num_hidden_layers=1, rms_norm_eps=1e-6,
     )  # fmt: skip
     theirs = fill(Qwen3NextGatedDeltaNet(config, 0), 1)
     layer = DeltaRuleAttention(
-        HEADS, KEY, value_dim=VALUE, gated=True, conv_size=TAPS, use_bias=False, norm_epsilon=1e-6
-    )
+        HEADS, KEY, value_dim=VALUE, gated=True, conv_size=TAPS, use_bias=False, norm_epsilon=1e-6,
+        num_groups=groups,
+    )  # fmt: skip
     layer.build((None, None, WIDTH), (None, None, WIDTH))
-    rows = theirs.in_proj_qkvz.weight.reshape(HEADS, -1, WIDTH)
-    q, k, v, z = (x.reshape(-1, WIDTH) for x in torch.split(rows, [KEY, KEY, VALUE, VALUE], dim=1))
-    for dense, part in [
-        (layer.query_dense, q), (layer.key_dense, k), (layer.value_dense, v),
-        (layer.output_gate_dense, z),
+    values = HEADS // groups * VALUE
+    rows = theirs.in_proj_qkvz.weight.reshape(groups, -1, WIDTH)
+    q, k, v, z = (
+        x.reshape(-1, WIDTH) for x in torch.split(rows, [KEY, KEY, values, values], dim=1)
+    )
+    for dense, part, count in [
+        (layer.query_dense, q, groups), (layer.key_dense, k, groups), (layer.value_dense, v, HEADS),
+        (layer.output_gate_dense, z, HEADS),
     ]:  # fmt: skip
-        dense.kernel.assign(heads(part, HEADS))
-    beta, decay = theirs.in_proj_ba.weight.reshape(HEADS, 2, WIDTH).unbind(1)
-    layer.beta_dense.kernel.assign(array(beta).T)
-    layer.decay_dense.kernel.assign(array(decay).T)
+        dense.kernel.assign(heads(part, count))
+    beta, decay = theirs.in_proj_ba.weight.reshape(groups, 2, -1, WIDTH).unbind(1)
+    layer.beta_dense.kernel.assign(array(beta.reshape(-1, WIDTH)).T)
+    layer.decay_dense.kernel.assign(array(decay.reshape(-1, WIDTH)).T)
     taps = array(theirs.conv1d.weight)[:, 0].T
-    for name, part in zip(
-        "qkv", np.split(taps, [HEADS * KEY, 2 * HEADS * KEY], axis=1), strict=True
-    ):
-        layer.convolutions.kernels[name].assign(part.reshape(TAPS, HEADS, -1))
+    parts = np.split(taps, [groups * KEY, 2 * groups * KEY], axis=1)
+    for name, part, count in zip("qkv", parts, (groups, groups, HEADS), strict=True):
+        layer.convolutions.kernels[name].assign(part.reshape(TAPS, count, -1))
     layer.log_rate.assign(array(theirs.A_log)[:, None])
     layer.step_bias.assign(array(theirs.dt_bias)[:, None])
     layer.norm_scale.assign(array(theirs.norm.weight))
