@@ -143,6 +143,7 @@ def tuned(model, tokens, steps, epochs, folder):
         batches(tokens, labels=True),
         steps_per_epoch=steps // epochs,
         epochs=epochs,
+        shuffle=False,
         callbacks=[keras.callbacks.BackupAndRestore(folder / "tune")],
     )
     return model
@@ -191,7 +192,7 @@ def main():
         transfer(
             teacher, student, batches(train), optimizer=keras.optimizers.Adam(1e-2),
             steps_per_epoch=given.transfer_steps // epochs, epochs=epochs,
-            backup_dir=given.folder / "transfer",
+            backup_dir=given.folder / "transfer", shuffle=False,
         )  # fmt: skip
         return student
 

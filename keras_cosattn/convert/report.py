@@ -134,8 +134,9 @@ def report(
     if y is not None:
         score = functools.partial(perplexity, x=x, y=y, mask=mask, batch_size=batch_size)
     recalled: dict[int, Pair] = {}
-    for n in passkey_lengths if passkey is not None else ():
-        recalled[n] = passkey_recall(model, passkey, n), passkey_recall(converted, passkey, n)
+    if passkey is not None:
+        for n in passkey_lengths:
+            recalled[n] = passkey_recall(model, passkey, n), passkey_recall(converted, passkey, n)
     states: dict[int, Pair] = {}
     speeds: dict[int, Pair] = {}
     no_stream = None
