@@ -760,6 +760,11 @@ def projected(name, weights, query, value, key=None, how=EVERYTHING, **arguments
     q, v = heads(query, "query"), heads(value, "value")
     k = heads(key, "key") if "key" in weights else q
     more = weights.get("more", {})
+    if "query_norm/scale" in more:
+        q, k = (
+            recurrent_references.root_mean_square_norm(x, more[f"{name}_norm/scale"], 1e-6)
+            for name, x in (("query", q), ("key", k))
+        )
     if "query_conv" in more:
         q = short_convolution(q, more["query_conv"], how.query_mask, how.segment_ids)
         k, v = (

@@ -26,6 +26,7 @@ VARIANTS = {
     "softmax": ("SoftmaxAttention", {}),
     "softmax_capped": ("SoftmaxAttention", {"logit_soft_cap": 20.0}),
     "elu+1": ("LinearAttention", {"feature_map": "elu+1"}),
+    "elu+1_norm": ("LinearAttention", {"use_query_key_norm": True}),
     "relu": ("LinearAttention", {"feature_map": "relu"}),
     "squared_relu": ("LinearAttention", {"feature_map": "squared_relu"}),
     "identity": ("LinearAttention", {"feature_map": "identity"}),
