@@ -171,16 +171,25 @@ SLOPES = {
 # The variants: weights before they are divided by their sum, and their gradients.
 
 
-def softmax_weights(q, k, how=EVERYTHING, **_):
-    """`exp(q_t . k_s / sqrt(d))`, up to a factor for each row. Vaswani et al., 2017, eq. 1."""
+def softmax_weights(q, k, how=EVERYTHING, logit_soft_cap=None, **_):
+    """`exp(x)`, x = `q_t . k_s / sqrt(d)`, up to a factor for each row. Vaswani et al., 2017.
+
+    It is equation 1. With a cap c it is `exp(c tanh(x / c))`. Gemma Team, 2024, section 2.
+    """
     sees = allowed(q.shape[1], k.shape[1], how)
-    logits = np.where(sees, inner(q, k) / np.sqrt(q.shape[3]), -np.inf)
+    logits = inner(q, k) / np.sqrt(q.shape[3])
+    if logit_soft_cap is not None:
+        logits = logit_soft_cap * np.tanh(logits / logit_soft_cap)
+    logits = np.where(sees, logits, -np.inf)
     largest = np.max(logits, axis=-1, keepdims=True)
     return np.exp(logits - np.where(np.isfinite(largest), largest, 0))
 
 
-def _pull_back_softmax(d_weights, q, k, how, **_):
-    return _pull_back_inner(d_weights * softmax_weights(q, k, how) / np.sqrt(q.shape[3]), q, k)
+def _pull_back_softmax(d_weights, q, k, how, logit_soft_cap=None, **_):
+    d_logits = d_weights * softmax_weights(q, k, how, logit_soft_cap)
+    if logit_soft_cap is not None:
+        d_logits = d_logits / np.cosh(inner(q, k) / np.sqrt(q.shape[3]) / logit_soft_cap) ** 2
+    return _pull_back_inner(d_logits / np.sqrt(q.shape[3]), q, k)
 
 
 def linear_weights(q, k, how=EVERYTHING, feature_map="elu+1", more=None, **_):
@@ -751,6 +760,11 @@ def projected(name, weights, query, value, key=None, how=EVERYTHING, **arguments
     q, v = heads(query, "query"), heads(value, "value")
     k = heads(key, "key") if "key" in weights else q
     more = weights.get("more", {})
+    if "query_norm/scale" in more:
+        q, k = (
+            recurrent_references.root_mean_square_norm(x, more[f"{name}_norm/scale"], 1e-6)
+            for name, x in (("query", q), ("key", k))
+        )
     if "query_conv" in more:
         q = short_convolution(q, more["query_conv"], how.query_mask, how.segment_ids)
         k, v = (

@@ -26,6 +26,7 @@ from keras_cosattn import (
 from keras_cosattn.convert import attention_errors, replace_attention, transfer
 from keras_cosattn.export import to_tflite
 from keras_cosattn.export.run_on_device import Device
+from keras_cosattn.transformer.activations import gelu_approximate
 
 EXACT = 1e-5  # float32 through a few blocks
 SAVED = pathlib.Path(__file__).parent / "programs" / "load_and_predict.py"
@@ -182,6 +183,7 @@ def test_dtypes_are_kept(dtype):
 def test_it_loads_in_a_fresh_process(tmp_path, rng):
     x = inputs(rng, 2, 9, 8)
     found = replace_attention(mixed_model(), CosFormerAttention(1, 1, horizon=8))
+    found = keras.Sequential([found, keras.layers.Dense(3, activation=gelu_approximate)])
     found.save(tmp_path / "m.keras")
     np.save(tmp_path / "x.npy", x)
     subprocess.run([sys.executable, SAVED, "m.keras", "x.npy", "y.npy"], cwd=tmp_path, check=True)
@@ -315,6 +317,8 @@ def test_a_subclassed_model(rng, tmp_path):
 CAUSAL = {"vocabulary_size": 50, "num_layers": 2, "hidden_dim": 16, "intermediate_dim": 20}
 GROUPED = {**CAUSAL, "num_query_heads": 4, "num_key_value_heads": 2}
 PLAIN = {**CAUSAL, "num_heads": 2, "max_sequence_length": 32}
+WINDOWS = {"use_sliding_window_attention": True, "sliding_window_size": 4}
+OUTPUT_NORMS = {"use_post_ffw_norm": True, "use_post_attention_norm": True}
 BACKBONES = {
     "Bert": PLAIN,
     "Roberta": PLAIN,
@@ -333,7 +337,19 @@ BACKBONES = {
         "use_sliding_window_attention": BACKEND == "tensorflow",
         "sliding_window_size": 4,
     },
+    "Qwen3": {
+        **GROUPED, "head_dim": 6, "rope_max_wavelength": 300, "rope_scaling_factor": 2.0,
+        "sliding_window_size": 4 if BACKEND == "tensorflow" else None,
+    },
     "Gemma": {**GROUPED, "intermediate_dim": 40, "head_dim": 6},
+    "Gemma2": {
+        **GROUPED, **WINDOWS, **OUTPUT_NORMS, "intermediate_dim": 40, "head_dim": 6,
+        "attention_logit_soft_cap": 2.0, "final_logit_soft_cap": 50.0,
+    },
+    "Gemma3": {  # the sixth layer sees all
+        **GROUPED, **WINDOWS, **OUTPUT_NORMS, "num_layers": 6, "head_dim": 6, "image_size": 8,
+        "global_rope_scaling_factor": 8.0,
+    },
 }  # fmt: skip
 
 
@@ -343,8 +359,13 @@ def keras_hub():
 
 
 def backbone(keras_hub, name, spread=0.3, **more):
-    cls = getattr(keras_hub.models, f"{name}Backbone")
-    return with_random_weights(cls(**BACKBONES[name], **more), spread)
+    cls = getattr(keras_hub.models, f"{class_name(name)}Backbone")
+    return with_random_weights(cls(**{**BACKBONES[name], **more}), spread)
+
+
+def class_name(name):
+    """KerasHub has Gemma 1 and 2 in one class."""
+    return "Gemma" if name == "Gemma2" else name
 
 
 def tokens(rng, name, lengths=(9, 6)):
@@ -359,13 +380,18 @@ def sequence(outputs):
     return outputs["sequence_output"] if isinstance(outputs, dict) else outputs
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_of_keras_hub_is_equal_with_softmax(name, keras_hub, rng):
-    model = backbone(keras_hub, name)
+def softmax_equal_to(model, name, rng):
+    """The model with our softmax, after a comparison of the outputs."""
     x, mask = tokens(rng, name)
     found = replace_attention(model, SOFTMAX)
     expected, y = (keras.ops.convert_to_numpy(sequence(m(x))) for m in (model, found))
     assert_close(y[mask], expected[mask], EXACT)
+    return found
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_of_keras_hub_is_equal_with_softmax(name, keras_hub, rng):
+    found = softmax_equal_to(backbone(keras_hub, name), name, rng)
     assert kinds(found) == {"self_attention": "SoftmaxAttention"}
 
 
@@ -379,13 +405,36 @@ def test_a_vision_encoder_of_keras_hub_is_equal_with_softmax(keras_hub, rng):
     assert kinds(linear) == {"self_attention": "LinearAttention"}
 
 
-@pytest.mark.parametrize("name", ["GPT2", "Llama"])
+@pytest.mark.parametrize("name", ["Gemma2", "Gemma3"])
+def test_another_divisor_of_the_scores_goes_into_the_weights(name, keras_hub, rng):
+    model = backbone(keras_hub, name)
+    for block in model.transformer_layers:  # which do not hand it on in KerasHub 0.32
+        block.attention.query_head_dim_normalize = False
+    softmax_equal_to(model, name, rng)
+
+
+def test_norms_of_queries_and_keys_are_kept(keras_hub):
+    model = backbone(keras_hub, "Qwen3")
+    found = replace_attention(model, LinearAttention(1, 1))
+    for old in model.transformer_layers:
+        theirs, ours = old._self_attention_layer, found.get_layer(old.name).self_attention
+        for part in ("query", "key"):
+            expected = getattr(theirs, f"_{part}_dense_layer_norm").scale
+            assert_close(getattr(ours, f"{part}_norm").scale, expected, 0)
+        assert ours.query_key_norm_epsilon == theirs.layer_norm_epsilon
+    message = "'self_attention' normalises its queries and keys .* LSHAttention cannot do"
+    with pytest.raises(ValueError, match=message):
+        replace_attention(model, LSHAttention(1, 1))
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Llama", "Qwen3"])
 def test_a_causal_model_of_keras_hub_streams_and_loads(name, keras_hub, rng, tmp_path):
     hybrid = replace_attention(
         backbone(keras_hub, name),
         lambda old: LinearAttention(
             old.num_heads, old.key_dim, num_key_value_heads=old.num_key_value_heads,
             use_bias=old.use_bias, position=old.position,
+            use_query_key_norm=old.use_query_key_norm,
         ),
     )  # fmt: skip
     x, _ = tokens(rng, name, lengths=(9, 9))
@@ -400,7 +449,7 @@ def test_a_causal_model_of_keras_hub_streams_and_loads(name, keras_hub, rng, tmp
 
 
 def language_model(keras_hub, name):
-    cls = getattr(keras_hub.models, f"{name}CausalLM")
+    cls = getattr(keras_hub.models, f"{class_name(name)}CausalLM")
     return cls(backbone(keras_hub, name, spread=1.5))
 
 
@@ -412,7 +461,7 @@ def generated(model, sampler="greedy", stop=None):
     return model.generate({"token_ids": tokens, "padding_mask": given}, stop_token_ids=stop)
 
 
-@pytest.mark.parametrize("name", ["GPT2", "Llama", "Gemma"])
+@pytest.mark.parametrize("name", ["GPT2", "Llama", "Gemma2"])
 def test_a_language_model_of_keras_hub_generates_with_a_state(name, keras_hub):
     model = language_model(keras_hub, name)
     found = replace_attention(model, SOFTMAX)
@@ -442,10 +491,27 @@ def test_a_language_model_of_keras_hub_with_linear_attention(keras_hub, tmp_path
     np.testing.assert_array_equal(generated(loaded)["token_ids"], tokens)
 
 
-def test_what_a_keras_hub_model_has_beyond_our_blocks_is_named(keras_hub):
-    gemma = backbone(keras_hub, "Gemma", attention_logit_soft_cap=30.0)
-    with pytest.raises(ValueError, match=r"'decoder_block_0' of .* it has `logit_soft_cap`"):
-        replace_attention(gemma, SOFTMAX)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("Gemma", {"use_post_ffw_norm": True}, "it normalises the output of one of its parts"),
+        ("Gemma3", {"use_bidirectional_attention": True}, "it attends to later steps"),
+        ("Gemma3", {"dtype": "mixed_float16"}, "in float16 it cuts off numbers"),
+    ],
+)
+def test_what_a_keras_hub_model_has_beyond_our_blocks_is_named(name, options, message, keras_hub):
+    model = backbone(keras_hub, name, num_layers=1, **options)
+    with pytest.raises(ValueError, match=f"'decoder_block_0' of .* {message}"):
+        replace_attention(model, SOFTMAX)
+
+
+def test_images_in_a_gemma_3_of_keras_hub_are_refused(keras_hub):
+    cls = keras_hub.src.models.gemma3.gemma3_decoder_block.Gemma3DecoderBlock
+    x, images = keras.Input((None, 16)), keras.Input((None,), dtype="int32")
+    block = cls(16, 20, 6, 4, 2, name="block")
+    model = keras.Model([x, images], block(x, vision_mask=images))
+    with pytest.raises(ValueError, match=r"'block' of .* an image \(`vision_mask`\)"):
+        replace_attention(model, SOFTMAX)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")

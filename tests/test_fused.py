@@ -25,7 +25,9 @@ def random_pairs(rng, *shape):
 
 @pytest.mark.parametrize("heads", [6, 2, 1])
 @pytest.mark.parametrize("size", [D, 7])
-@pytest.mark.parametrize("kind", ["none", "causal", "keys", "pairs", "heads", "s", "bias", "both"])
+@pytest.mark.parametrize(
+    "kind", ["none", "causal", "keys", "pairs", "heads", "s", "bias", "both", "capped"]
+)
 def test_the_numbers_are_those_of_the_form_with_weights(kind, size, heads, rng):
     arrays = (
         inputs(rng, B, T, HEADS, D),
@@ -33,28 +35,29 @@ def test_the_numbers_are_those_of_the_form_with_weights(kind, size, heads, rng):
         inputs(rng, B, S, heads, size),
     )
     g, allowed, bias = inputs(rng, B, T, HEADS, size), None, None
+    cap = 0.5 if kind == "capped" else None
     shapes = {"keys": (B, 1, 1, S), "pairs": (B, 1, T, S), "heads": (B, HEADS, T, S)}
-    if kind in ("bias", "both"):
+    if kind in ("bias", "both", "capped"):
         bias = inputs(rng, 1, HEADS, T, S)
     if kind == "s":
         allowed = rng.random(S) < 0.5
-    elif kind in (*shapes, "both"):
+    elif kind in (*shapes, "both", "capped"):
         allowed = random_pairs(rng, *shapes.get(kind, (B, 1, T, S)))
     causal = kind == "causal"
     pairs = timesteps.pair_mask(T, S, causal=True) if causal else allowed
 
     def with_weights(q, k, v):
-        return dense.attend(q, k, v, pairs, bias=bias)[0]
+        return dense.attend(q, k, v, pairs, bias=bias, logit_soft_cap=cap)[0]
 
     def without(q, k, v):
-        return fused.attend(q, k, v, allowed, bias, causal=causal)
+        return fused.attend(q, k, v, allowed, bias, causal=causal, logit_soft_cap=cap)
 
     expected, expected_gradients = value_and_gradients(with_weights, g, *arrays)
     found, gradients = value_and_gradients(without, g, *arrays)
     assert_close(found, expected)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         assert_close(gradient, wanted)
-    if kind in ("keys", "pairs", "heads", "both"):
+    if kind in ("keys", "pairs", "heads", "both", "capped"):
         assert not np.any(found[0])
 
 
@@ -105,6 +108,7 @@ def test_the_operation_of_the_backend_is_taken_where_no_weights_are_asked_for(ca
     assert calls[0]["mask"] is None
     layer(x, x, use_causal_mask=True, training=True)
     layer(x, x, return_attention_scores=True)
+    SoftmaxAttention(2, 4, logit_soft_cap=3.0)(x, x)
     assert len(calls) == 1
 
 

@@ -219,10 +219,11 @@ def test_a_gate_streams(case, rng):
     assert_close(streamed(model, example, [1, 4, 5]), model(example), 1e-4)
 
 
+@pytest.mark.parametrize("option", ["use_gate", "use_query_key_norm"])
 @pytest.mark.parametrize("cls", [LinearAttention, PerformerAttention])
-def test_a_gate_streams_in_cross_attention(cls, rng):
+def test_gates_and_norms_stream_in_cross_attention(cls, option, rng):
     x, encoded = keras.Input((None, WIDTH)), keras.Input((None, 8), name="encoded")
-    model = keras.Model([x, encoded], cls(2, 4, use_gate=True)(x, encoded))
+    model = keras.Model([x, encoded], cls(2, 4, **{option: True})(x, encoded))
     queries, values = inputs(rng, 2, 6, WIDTH), inputs(rng, 2, 5, 8)
     stream = Streaming(model, [queries, values], constants=["encoded"])
     found, state = [], stream.initial_state(2, {"encoded": values})

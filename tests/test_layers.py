@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from support import BACKEND, assert_close
-from variants import CASES, CAUSAL, PLAIN, WIDTH, build, inputs, layer_of
+from variants import CASES, CAUSAL, PLAIN, WIDTH, build, inputs, layer_of, make
 
 from keras_cosattn import CosFormerAttention, LinearAttention, SoftmaxAttention
 
@@ -22,7 +22,14 @@ def test_softmax_is_multi_head_attention(causal, rng):
     assert_close(weights, scores, 1e-5)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if CASES[c][0].__name__ in PLAIN])
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case, (cls, arguments) in CASES.items()
+        if cls.__name__ in PLAIN and "use_query_key_norm" not in arguments
+    ],
+)
 def test_weights_of_multi_head_attention_load(case):
     theirs = keras.layers.MultiHeadAttention(6, 5, value_dim=7)
     theirs.build((None, None, WIDTH), (None, None, WIDTH))
@@ -40,6 +47,40 @@ def test_softmax_is_grouped_query_attention(rng):
     ours(x, x)
     ours.set_weights(theirs.get_weights())
     assert_close(ours(x, x), expected, 1e-5)
+
+
+FIRST = {cls.__name__: case for case, (cls, _) in reversed(CASES.items())}
+NOT_NORMED = {"LSHAttention", "ClusteredRoutingAttention", "HierarchicalAttention"}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [case for name, case in FIRST.items() if name not in {*NOT_NORMED, "RoutedAttention"}]
+    + ["RecurrentMemoryAttention-tokens"],
+)
+def test_queries_and_keys_that_are_normalised_have_no_scale(variant, rng):
+    layer, x = build(variant, use_query_key_norm=True), 10 * inputs(rng, 2, 9, WIDTH)
+    before = layer(x, x, use_causal_mask=variant in CAUSAL)
+    for dense in (layer.query_dense, layer.key_dense):
+        for weight in dense.weights:
+            weight.assign(8 * weight)
+    assert_close(layer(x, x, use_causal_mask=variant in CAUSAL), before)
+    layer.query_norm.scale.assign(8 * layer.query_norm.scale)
+    layer.key_norm.scale.assign(-layer.key_norm.scale)
+    after = layer(x, x, use_causal_mask=variant in CAUSAL)
+    assert np.abs(np.asarray(after - before)).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(NOT_NORMED))
+def test_a_layer_without_a_projection_for_each_refuses_norms(name):
+    with pytest.raises(ValueError, match=f"{name}: `use_query_key_norm`.*_norm=True"):
+        make(FIRST[name], use_query_key_norm=True)
+
+
+@pytest.mark.parametrize("cap", [0, -2.5])
+def test_a_cap_of_scores_is_above_zero(cap):
+    with pytest.raises(ValueError, match=f"`logit_soft_cap` must be.*={cap}"):
+        SoftmaxAttention(2, 4, logit_soft_cap=cap)
 
 
 def test_a_registered_feature_map_saves_and_streams(rng, tmp_path):

@@ -24,7 +24,9 @@ QUERY, VALUE, KEY, OUTPUT = 7, 11, 9, 10  # widths of the inputs and of the outp
 
 VARIANTS = {
     "softmax": ("SoftmaxAttention", {}),
+    "softmax_capped": ("SoftmaxAttention", {"logit_soft_cap": 20.0}),
     "elu+1": ("LinearAttention", {"feature_map": "elu+1"}),
+    "elu+1_norm": ("LinearAttention", {"use_query_key_norm": True}),
     "relu": ("LinearAttention", {"feature_map": "relu"}),
     "squared_relu": ("LinearAttention", {"feature_map": "squared_relu"}),
     "identity": ("LinearAttention", {"feature_map": "identity"}),
@@ -272,7 +274,7 @@ def test_softmax_layer_with_any_mask_equals_the_sum(rank, rng):
     check(layer, name, own, inputs, masks, how, rng)
 
 
-@pytest.mark.parametrize("variant", ["softmax", "elu+1", "max_length", "horizon"])
+@pytest.mark.parametrize("variant", ["softmax", "softmax_capped", "elu+1", "max_length", "horizon"])
 def test_scores_are_the_weights_of_the_sum(variant, rng):
     inputs, masks, how = example(13, None, {"causal": True, "queries": "holes"}, rng)
     x = keras.ops.convert_to_tensor(inputs[0])

@@ -149,10 +149,10 @@ def cosine(how, chunk_size=64, **length):
     return lambda q, k, v: ops.cosine_attention(q, k, v, **options)
 
 
-def softmax(how):
+def softmax(how, **more):
     options = {"query_mask": how.query_mask, "mask": how.key_mask, "causal": how.causal}
     options |= {"segment_ids": how.segment_ids, "attention_mask": how.attention_mask}
-    return lambda q, k, v: ops.softmax_attention(q, k, v, **options)[0]
+    return lambda q, k, v: ops.softmax_attention(q, k, v, **options, **more)[0]
 
 
 @each(CASES)
@@ -187,6 +187,21 @@ def test_horizon_equals_the_sum_over_its_halves(case, rng):
 def test_softmax_attention_equals_the_sum(case, rng):
     *arrays, g, how = example(case, rng)
     check(softmax(how), "SoftmaxAttention", arrays, g, how)
+
+
+@each([Case(13, group=2), Case(64, 13, queries="holes", keys="left"), Case(64, causal=True)])
+def test_capped_softmax_attention_equals_the_sum(case, rng):
+    *arrays, g, how = example(case, rng)
+    cap = {"logit_soft_cap": 1.5}
+    check(softmax(how, **cap), "SoftmaxAttention", arrays, g, how, **cap)
+
+
+def test_a_bias_is_added_to_capped_scores(rng):
+    q, k, v, _, how = example(Case(13, 17, group=2), rng)
+    bias = rng.normal(size=(1, 2 * SHARED, 13, 17)).astype("float32")
+    _, found = ops.softmax_attention(q, k, v, bias=bias, logit_soft_cap=1.5)
+    capped = REFERENCES["SoftmaxAttention"](np.float64(q), np.float64(k), how, logit_soft_cap=1.5)
+    assert_close(found, normalise(capped * np.exp(np.float64(bias))))
 
 
 @pytest.mark.parametrize("shape", ["hts", "1ts", "h1s", "bts", "bt1", "ts", "s"])

@@ -17,7 +17,8 @@ from keras_cosattn import (
 EXACT = 1e-5
 SWIGLU = {"activation": "silu", "use_gated_activation": True, "use_bias": False}
 LLAMA = {**SWIGLU, "normalization": "rms", "normalize_first": True}
-OPTIONS = pytest.mark.parametrize("options", [{}, LLAMA], ids=["plain", "llama"])
+GEMMA = {**LLAMA, "normalize_outputs": True}
+OPTIONS = pytest.mark.parametrize("options", [{}, GEMMA], ids=["plain", "gemma"])
 
 
 def attention(**arguments):
@@ -64,9 +65,10 @@ def test_an_encoder_is_the_sum_of_its_parts(first, rng):
     assert_close(found, x, EXACT)
 
 
+@pytest.mark.parametrize("options", [LLAMA, GEMMA], ids=["llama", "gemma"])
 @pytest.mark.parametrize("first", [False, True])
-def test_root_mean_squares_and_a_gate_are_the_sum_of_their_parts(first, rng):
-    options = {**LLAMA, "normalize_first": first, "layer_norm_epsilon": 0.1}
+def test_root_mean_squares_and_a_gate_are_the_sum_of_their_parts(first, options, rng):
+    options = {**options, "normalize_first": first, "layer_norm_epsilon": 0.1}
     block, x = TransformerEncoder(9, attention=attention(), **options), inputs(rng, 2, 13, 7)
     block.build(x.shape)
     random_weights(block, rng)
@@ -80,10 +82,12 @@ def test_root_mean_squares_and_a_gate_are_the_sum_of_their_parts(first, rng):
         swish = gate / (1 + np.exp(-gate))
         return dense(swish * dense(x, block.feedforward_intermediate), block.feedforward_output)
 
-    for part, scale in ((attend, block.self_attention_norm), (feed, block.feedforward_norm)):
-        inner = root_mean_square(x, scale) if first else x
-        x = x + part(inner)
-        x = x if first else root_mean_square(x, scale)
+    for part, name in ((attend, "self_attention"), (feed, "feedforward")):
+        scale = getattr(block, f"{name}_norm")
+        y = part(root_mean_square(x, scale) if first else x)
+        if block.normalize_outputs:
+            y = root_mean_square(y, getattr(block, f"{name}_output_norm"))
+        x = x + y if first else root_mean_square(x + y, scale)
     assert_close(found, x, EXACT)
 
 
@@ -252,12 +256,13 @@ def test_a_gate_has_the_place_and_name_that_it_has_in_keras_hubs_llama(rng):
 
 @pytest.mark.parametrize("cls", [TransformerEncoder, TransformerDecoder])
 def test_the_options_are_saved_and_those_of_an_older_file_are_the_defaults(cls):
-    block = cls(9, attention=attention(), **LLAMA)
+    block = cls(9, attention=attention(), **GEMMA)
     config = block.get_config()
-    assert {name: config[name] for name in LLAMA} == LLAMA
+    assert {name: config[name] for name in GEMMA} == GEMMA
     assert cls.from_config(config).get_config() == config
     plain = cls(9, attention=attention(), name=block.name).get_config()
     added = {"normalization": "layer", "use_gated_activation": False, "use_bias": True}
+    added |= {"normalize_outputs": False}
     older = {name: value for name, value in plain.items() if name not in added}
     assert cls.from_config(older).get_config() == {**older, **added}
 

@@ -22,6 +22,7 @@ EXACT = 1e-5
 STEPS, ENCODED = 7, 5
 CROSS = {
     "linear": lambda: LinearAttention(2, 4),
+    "norm": lambda: LinearAttention(2, 4, use_query_key_norm=True),
     "performer": lambda: PerformerAttention(2, 4, num_random_features=8, seed=3),
 }
 
@@ -47,9 +48,13 @@ def test_every_state_is_a_cache(case, rng):
     assert np.asarray(cache["steps"]).tolist() == [STEPS, STEPS]
 
 
-@pytest.mark.parametrize("position", [None, Rotary()])
-def test_keys_and_values_are_a_cache(position, rng):
-    attention = SoftmaxAttention(4, 3, num_key_value_heads=2, position=position)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"position": Rotary()}, {"use_query_key_norm": True, "logit_soft_cap": 1.0}],
+    ids=["plain", "rotary", "capped"],
+)
+def test_keys_and_values_are_a_cache(options, rng):
+    attention = SoftmaxAttention(4, 3, num_key_value_heads=2, **options)
     block, x = TransformerDecoder(9, attention=attention), inputs(rng, 2, STEPS, 8)
     whole, empty = block(x), np.zeros((2, 2, 9, 2, 3), "float32")
     assert_close(block.initial_self_attention_cache(2, 9), empty, 0)

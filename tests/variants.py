@@ -7,8 +7,15 @@ import numpy as np
 from keras_cosattn import TrigonometricFeatures, attention
 
 OPTIONS = {
-    "SoftmaxAttention": {"cache": {"max_length": 300}},
-    "LinearAttention": {"elu": {}, "relu": {"feature_map": "relu", "chunk_size": 4}},
+    "SoftmaxAttention": {
+        "cache": {"max_length": 300},
+        "capped": {"max_length": 300, "logit_soft_cap": 2.0, "use_query_key_norm": True},
+    },
+    "LinearAttention": {
+        "elu": {},
+        "relu": {"feature_map": "relu", "chunk_size": 4},
+        "norm": {"use_query_key_norm": True},
+    },
     "CosFormerAttention": {
         "bounded": {"max_length": 300},
         "endless": {"horizon": 8},

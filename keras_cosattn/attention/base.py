@@ -62,6 +62,10 @@ class Attention(HeadProjections):
             a group of query heads (Ainslie et al., 2023). Defaults to `num_heads`.
         position: An object of `keras_cosattn.positions`, for the variants that can use it. The
             layer makes a copy of its own. Defaults to `None`.
+        use_query_key_norm: Boolean, whether the d numbers x of each query and key head become
+            `x / sqrt(mean(x^2) + epsilon) g`, with a learned g for queries and one for keys, before
+            anything else reads them (Qwen 3, Yang et al., 2025). Defaults to `False`.
+        query_key_norm_epsilon: Float, the epsilon of these norms. Defaults to `1e-6`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:

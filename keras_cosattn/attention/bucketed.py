@@ -21,6 +21,7 @@ class BucketedAttention(CachedAttention):
     """
 
     accepts_positions = ("rotation", "encoding")
+    accepts_query_key_norm = False
     shares_query_and_key = True
     own_key_last = False
 

@@ -42,7 +42,7 @@ def attend_to_constants(layer: Any, inputs: Any, stream: Stream, training: bool 
     """
     check_queries_are_independent(layer)
     layout = inputs.layout
-    q = layer.query_dense(inputs.query)
+    q = layer._queries(inputs.query)
     b, s = ops.shape(inputs.value)[:2]
     heads, dtype = layer.num_key_value_heads, layer.compute_dtype
     slot, state = stream.read(
@@ -55,7 +55,7 @@ def attend_to_constants(layer: Any, inputs: Any, stream: Stream, training: bool 
     if stream.constants == "write":
         mask = ops.ones((b, s), "bool") if layout.key_mask is None else layout.key_mask
         state = {
-            "key": layer.key_dense(inputs.key),
+            "key": layer._keys(inputs.key),
             "value": layer.value_dense(inputs.value),
             "valid": ops.cast(mask, layer.sum_dtype),
         }

@@ -73,9 +73,8 @@ class HierarchicalAttention(Attention):
         unit_sizes: Tuple of integers, c_1, c_2, ...: one for each level but the top. Defaults to
             `(16, 16)`.
         aggregator: G. `"attention"` (weights with a learned query for each level), `"mean"`, or a
-            Keras layer `(z, c, m) -> (z, m')`, of which each level gets a copy. Places of a unit
-            without a step are zero; if the layer's `call` takes a `mask`, they are False in it.
-            Defaults to `"attention"`.
+            Keras layer `(z, c, m) -> (z, m')`, of which each level gets a copy. Places without a
+            step are zero; a `mask` of its `call` is False there. Defaults to `"attention"`.
         max_units: Integer, the capacity for units of `unit_ids` or of packed sequences (each
             begins a unit) in one row. `None` is as many as steps. More units raise ValueError, or
             fail an assertion in a TensorFlow graph. Under XLA the units beyond it get what the
@@ -111,6 +110,7 @@ class HierarchicalAttention(Attention):
     """
 
     needs_valid_first = True
+    accepts_query_key_norm = False
 
     def __init__(
         self,

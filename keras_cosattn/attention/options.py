@@ -27,6 +27,8 @@ class AttentionOptions(LayerOptions, total=False):
     seed: int | None
     num_key_value_heads: int | None
     position: Any
+    use_query_key_norm: bool
+    query_key_norm_epsilon: float
 
 
 class SumsOptions(AttentionOptions, total=False):

@@ -24,6 +24,7 @@ class HeadProjections(keras.layers.Layer):
 
     accepts_positions: tuple[str, ...] = ()  # of the kinds "rotation", "encoding" and "bias"
     accepts_sliding_window = False
+    accepts_query_key_norm = True
     shares_query_and_key = False  # one projection, named `query`, makes both
 
     def __init__(
@@ -49,6 +50,8 @@ class HeadProjections(keras.layers.Layer):
         *,
         num_key_value_heads: int | None = None,
         position: Any = None,
+        use_query_key_norm: bool = False,
+        query_key_norm_epsilon: float = 1e-6,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -71,6 +74,9 @@ class HeadProjections(keras.layers.Layer):
         self.flash_attention = keras_arguments.flash_attention(type(self), flash_attention)
         self.position = own_copy(position, self.dtype_policy)
         refusals.check_position(self, self.position)
+        self.use_query_key_norm = use_query_key_norm
+        self.query_key_norm_epsilon = query_key_norm_epsilon
+        refusals.check_query_key_norm(self)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -121,6 +127,9 @@ class HeadProjections(keras.layers.Layer):
             **self._projection_options(),
         )
         self.output_dense.build((*query_shape[:2], self.num_heads, self.value_dim))
+        if self.use_query_key_norm:
+            self.query_norm = self._head_norm("query_norm")
+            self.key_norm = self._head_norm("key_norm")
         if self.position is not None and not self.position.built:
             self.position.build((*query_shape[:2], self.num_heads, self.key_dim))
 
@@ -143,6 +152,8 @@ class HeadProjections(keras.layers.Layer):
             "sliding_window": self.sliding_window,
             "flash_attention": self.flash_attention,
             "position": saved_form(self.position),
+            "use_query_key_norm": self.use_query_key_norm,
+            "query_key_norm_epsilon": self.query_key_norm_epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
@@ -159,9 +170,19 @@ class HeadProjections(keras.layers.Layer):
 
     def _project(self, query, key, value):
         """What `_attend` takes: q `(b, t, h, d)`, k `(b, s, hk, d)`, v `(b, s, hk, e)`."""
-        q = self.query_dense(query)
-        k = q if self.shares_query_and_key else self.key_dense(key)
+        q = self._queries(query)
+        k = q if self.shares_query_and_key else self._keys(key)
         return q, k, self.value_dense(value)
+
+    def _queries(self, query):
+        """The heads `(b, t, h, d)` of queries `(b, t, m)`."""
+        q = self.query_dense(query)
+        return self.query_norm(q) if self.use_query_key_norm else q
+
+    def _keys(self, key):
+        """The heads `(b, s, hk, d)` of keys `(b, s, m)`."""
+        k = self.key_dense(key)
+        return self.key_norm(k) if self.use_query_key_norm else k
 
     def _gated(self, query, mixed):
         """What the output projection reads: `mixed (b, t, h, e)`, times the gate of the query."""
@@ -180,6 +201,14 @@ class HeadProjections(keras.layers.Layer):
         dense.supports_masking = True  # the masks are read before; Keras would warn
         dense.build(shape)
         return dense
+
+    def _head_norm(self, name):
+        norm = keras.layers.RMSNormalization(
+            epsilon=self.query_key_norm_epsilon, name=name, dtype=self.dtype_policy
+        )
+        norm.supports_masking = True  # as that of the projections
+        norm.build((None, None, None, self.key_dim))
+        return norm
 
     def _projection_options(self):
         return {

@@ -148,7 +148,7 @@ class RecurrentMemoryAttention(Attention):
         if self.memory_length == 0:
             return q, [k], [v]
         key, value = ops.stop_gradient(key), ops.stop_gradient(value)
-        return q, [k, self.key_dense(key)], [v, self.value_dense(value)]
+        return q, [k, self._keys(key)], [v, self.value_dense(value)]
 
     def _attend(self, q, k, v, layout, training, return_weights):
         # Keys and values of the memory are additional heads of k and v.
@@ -241,7 +241,7 @@ class RecurrentMemoryAttention(Attention):
 
     def _keys_and_values(self, tokens):
         tokens = ops.cast(tokens, self.compute_dtype)
-        return self.key_dense(tokens), self.value_dense(tokens)
+        return self._keys(tokens), self.value_dense(tokens)
 
     def _rewrite_tokens(self, tokens, k, v, valid):
         """The tokens `(b, r * m)` after a segment of keys and values `(b, C, hk, ..)`."""
@@ -254,7 +254,7 @@ class RecurrentMemoryAttention(Attention):
         allowed = ops.expand_dims(allowed, (1, 2))
         # XLA has no gradient of repeated key heads in a loop.
         group = self.num_heads // self.num_key_value_heads
-        q = arrays.fold_groups(self.query_dense(ops.cast(x, self.compute_dtype)), group)
+        q = arrays.fold_groups(self._queries(ops.cast(x, self.compute_dtype)), group)
         mixed = arrays.unfold_groups(dense.attend(q, k, v, allowed)[0], group)
         new = self.output_dense(self._gated(x, mixed))
         return ops.reshape(_unit_scale(x + ops.cast(new, x.dtype)), ops.shape(tokens))

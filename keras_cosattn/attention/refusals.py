@@ -49,6 +49,17 @@ def check_use(layer: Any, layout: CallLayout, return_attention_scores: bool) -> 
     refuse(layer, "stream")
 
 
+def check_query_key_norm(layer: Any) -> None:
+    """Raise ValueError if the layer has `use_query_key_norm` and cannot have it."""
+    if layer.use_query_key_norm and not layer.accepts_query_key_norm:
+        raise ValueError(
+            f"{type(layer).__name__}: `use_query_key_norm` needs one projection that makes all "
+            "queries and another one that makes all keys. This layer has one for both, or some for "
+            "each of its levels. Use SoftmaxAttention or LinearAttention. "
+            f"Received: use_query_key_norm={layer.use_query_key_norm!r}"
+        )
+
+
 def check_position(layer: Any, position: Any) -> None:
     """Raise ValueError unless the layer can use the position object, or there is none."""
     if position is None or getattr(position, "kind", None) in layer.accepts_positions:

@@ -125,7 +125,7 @@ class SumsAttention(Attention):
 
         The state stays as it is: no step is added to it.
         """
-        q = self.query_dense(query)
+        q = self._queries(query)
         b, t = ops.shape(q)[:2]
         heads = self.num_key_value_heads
         k = ops.zeros((b, t, heads, self.key_dim), q.dtype)

@@ -16,7 +16,7 @@ Replacement = Attention | Callable[[Any], Attention]
 
 SIZES = (
     "num_heads", "key_dim", "value_dim", "num_key_value_heads", "use_bias", "use_gate",
-    "output_shape", "attention_axes",
+    "output_shape", "attention_axes", "use_query_key_norm", "query_key_norm_epsilon",
 )  # fmt: skip
 """Arguments that the weights of the old layer decide."""
 
@@ -57,6 +57,12 @@ def _make(attention: Replacement, old: Attention) -> Attention:
             )
         return type(new).from_config({**new.get_config(), "name": old.name})
     config, given = attention.get_config(), old.get_config()
+    if given.get("use_query_key_norm") and not attention.accepts_query_key_norm:
+        raise ValueError(
+            f"'{old.name}' normalises its queries and keys (`use_query_key_norm`), which "
+            f"{type(attention).__name__} cannot do. Give another layer as `attention`, or a "
+            "function that returns this one, without the norms."
+        )
     config |= {name: given[name] for name in SIZES if name in config}
     config |= {name: given[name] for name in ("name", "dtype", "trainable")}
     kind = getattr(old.position, "kind", None)
@@ -64,6 +70,8 @@ def _make(attention: Replacement, old: Attention) -> Attention:
         config["position"] = given["position"]
     if config.get("sliding_window") is None and type(attention).accepts_sliding_window:
         config["sliding_window"] = given["sliding_window"]
+    if "logit_soft_cap" in config and config["logit_soft_cap"] is None:
+        config["logit_soft_cap"] = given.get("logit_soft_cap")
     return type(attention).from_config(config)
 
 

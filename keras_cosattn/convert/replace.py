@@ -10,14 +10,9 @@ import keras
 from keras.layers import Layer
 
 from keras_cosattn.attention import Attention
-from keras_cosattn.convert.equivalents import (
-    DECODERS,
-    EMBEDDINGS,
-    CannotConvertError,
-    class_of,
-    equivalent_of,
-)
+from keras_cosattn.convert.equivalents import DECODERS, EMBEDDINGS, class_of, equivalent_of
 from keras_cosattn.convert.exchange import Replacement, exchange
+from keras_cosattn.convert.keras_hub_decoders import CannotConvertError
 from keras_cosattn.convert.rewired import Rewired, attribute, attributes, has_attribute
 from keras_cosattn.convert.weights import arrays_of, assign, keep_frozen
 from keras_cosattn.transformer import TransformerDecoder
@@ -36,14 +31,15 @@ def replace_attention(
     """Return a copy of a model in which other layers attend.
 
     The copy has the weights of the model. Each replaced layer keeps its projections of queries,
-    keys and values, and that of the output. What only the new layer has (feature maps, decays,
-    gates) has initial values. The model itself is not changed. Attention layers are:
+    keys and values, the norms of queries and keys, and the projection of the output. What only the
+    new layer has (feature maps, decays, gates) has initial values. The model itself is not changed.
+    Attention layers are:
 
     - `keras.layers.MultiHeadAttention` and `GroupQueryAttention`;
     - the attention layers, `TransformerEncoder` and `TransformerDecoder` of this package;
     - KerasHub's `TransformerEncoder` and `TransformerDecoder` (as in BERT, RoBERTa, DistilBERT and
-      GPT-2), its `ViTEncoder`, and the decoders of Llama, Mistral, Qwen and Gemma. They become
-      blocks of this package.
+      GPT-2), its `ViTEncoder`, and the decoders of Llama, Mistral, Qwen 2 and 3, and Gemma 1 to 3
+      (text). They become blocks of this package.
 
     A layer of your own class, or a subclassed model, is copied by its config. Attention layers that
     its constructor puts into attributes, lists or dicts are replaced there; the copy is inside a
@@ -59,8 +55,9 @@ def replace_attention(
     Args:
         model: A built Keras model. Models inside it are converted too.
         attention: An attention layer of this package. Each place gets a copy with the sizes of the
-            layer that was there, its name, dtype and `trainable`, and its position if it takes
-            that one. Or a function from the old layer, as one of this package, to the new one.
+            layer that was there, its name, dtype and `trainable`, and its position, window and cap
+            of the scores if it takes them. Or a function from the old layer, as one of this
+            package, to the new one.
         where: The name or names of layers or blocks of the model, or a function of a layer that
             tells whether to replace it. Defaults to `None`, all.
 
@@ -265,9 +262,10 @@ class _Conversion:
 
 
 def _call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
-    """Call the copy of a layer with the arguments of the layer. Gemma's mask has another name."""
-    if isinstance(layer, TransformerDecoder) and "padding_mask" in kwargs:
-        kwargs["decoder_padding_mask"] = kwargs.pop("padding_mask")
+    """Call the copy of a layer with the arguments of the layer. Gemma names its mask otherwise."""
+    if isinstance(layer, TransformerDecoder):
+        names = {"padding_mask": "decoder_padding_mask"}
+        kwargs = {names.get(name, name): x for name, x in kwargs.items() if x is not None}
     return layer(*args, **kwargs)
 
 

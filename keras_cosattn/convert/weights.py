@@ -8,22 +8,23 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.layers import Layer
 
-PROJECTIONS = ("query", "key", "value", "gate", "attention_output")
+PROJECTIONS = ("query", "key", "value", "gate", "attention_output", "query_norm", "key_norm")
 """The layers inside an attention layer that a replacement takes over."""
 
 
-def by_name(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+def by_name(layer: Layer) -> dict[str, keras.Variable]:
     """Return the weights of a built layer by their paths inside it, such as `"query/kernel"`."""
     return {variable.path.removeprefix(f"{layer.path}/"): variable for variable in layer.weights}
 
 
-def arrays_of(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
+def arrays_of(layer: Layer) -> dict[str, np.ndarray]:
     """Return the values of the weights of a built layer by their paths inside it."""
     return {name: ops.convert_to_numpy(x) for name, x in by_name(layer).items()}
 
 
-def keep_frozen(layer: keras.layers.Layer, old: keras.layers.Layer) -> None:
+def keep_frozen(layer: Layer, old: Layer) -> None:
     """Freeze a built layer if the old one is frozen.
 
     `trainable=False` in a config does not reach the weights that a layer makes later. Nor does an
@@ -34,7 +35,7 @@ def keep_frozen(layer: keras.layers.Layer, old: keras.layers.Layer) -> None:
         layer.trainable = False
 
 
-def assign(layer: keras.layers.Layer, values: Mapping[str, Any]) -> None:
+def assign(layer: Layer, values: Mapping[str, Any]) -> None:
     """Give a built layer the weights that it shares with `values`.
 
     Weights that only the layer has keep their initial values.
@@ -51,3 +52,16 @@ def assign(layer: keras.layers.Layer, values: Mapping[str, Any]) -> None:
                     f"{tuple(variable.shape)}. Build it with the sizes of that layer."
                 )
             variable.assign(values[name])
+
+
+def build_like(new: Layer, old: Layer, values: Mapping[str, np.ndarray] | None = None) -> Layer:
+    """Build a layer for the inputs of another one, and give it weights: its own, in their order."""
+    config = old.get_build_config()
+    shapes = config.get("shapes_dict") or {"input_shape": config["input_shape"]}
+    with_shapes = [shape for shape in shapes.values() if shape is not None]
+    new.build(*map(tuple, with_shapes))
+    if values is None:
+        new.set_weights(old.get_weights())
+    else:
+        assign(new, values)
+    return new

@@ -77,6 +77,7 @@ def softmax_attention(
     attention_mask: Tensor | None = None,
     bias: Tensor | None = None,
     dropout: Callable[[Tensor], Tensor] | None = None,
+    logit_soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention: `out_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s`.
 
@@ -94,6 +95,8 @@ def softmax_attention(
         attention_mask: tensor that broadcasts to `(b, h, t, s)`. Rank 3 is `(b, t, s)`.
         bias: tensor that broadcasts to `(b, h, t, s)`. It is added to the scaled scores.
         dropout: function of the weights, applied before they mix v.
+        logit_soft_cap: float c. A scaled score x becomes `c tanh(x / c)` before the bias is added.
+            Defaults to `None`, no cap.
 
     Returns:
         The output `(b, t, h, e)` and the weights `(b, h, t, s)` before dropout, in float32, or in
@@ -109,6 +112,7 @@ def softmax_attention(
 
     Reference:
         - [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), equation 1
+        - [Gemma Team, 2024](https://arxiv.org/abs/2408.00118), section 2, for `logit_soft_cap`
     """
     allowed = timesteps.pair_mask(
         ops.shape(q)[1],
@@ -120,7 +124,7 @@ def softmax_attention(
         attention_mask=attention_mask,
     )
     k, v = arrays.zero_masked(k, mask), arrays.zero_masked(v, mask)
-    return attend(q, k, v, allowed, dropout, bias)
+    return attend(q, k, v, allowed, dropout, bias, logit_soft_cap=logit_soft_cap)
 
 
 def attend(
@@ -131,11 +135,12 @@ def attend(
     dropout: Callable[[Tensor], Tensor] | None = None,
     bias: Tensor | None = None,
     log_totals: bool = False,
+    logit_soft_cap: float | None = None,
 ) -> Any:
     """Softmax attention with a given mask of pairs.
 
     Args:
-        q, k, v, dropout, bias: as in `softmax_attention`.
+        q, k, v, dropout, bias, logit_soft_cap: as in `softmax_attention`.
         allowed: bool tensor that broadcasts to `(b, h, t, s)`. None means all pairs.
         log_totals: bool. If True, the logarithms of the normalisers are returned too. They are the
             weights with which parts of a row, computed one by one, are summed. Rows with nothing to
@@ -145,7 +150,7 @@ def attend(
         The output `(b, t, h, e)` and the weights `(b, h, t, s)`, and if `log_totals` the logarithms
         `(b, h, t)`.
     """
-    scaled = logits(q, k, allowed, bias)
+    scaled = logits(q, k, allowed, bias, logit_soft_cap)
     weights = _softmax(scaled, allowed)
     mixed = mix(weights if dropout is None else dropout(weights), arrays.accumulate(v))
     if log_totals:
@@ -161,10 +166,16 @@ def attention_weights(
 
 
 def logits(
-    q: Tensor, k: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    allowed: Tensor | None = None,
+    bias: Tensor | None = None,
+    logit_soft_cap: float | None = None,
 ) -> Tensor:
     """Return what `attend` takes the softmax of, `(b, h, t, s)`: `FORBIDDEN` where not allowed."""
     scaled = scores(arrays.accumulate(q) / math.sqrt(q.shape[-1]), k)
+    if logit_soft_cap is not None:
+        scaled = logit_soft_cap * ops.tanh(scaled / logit_soft_cap)
     if bias is not None:
         scaled = scaled + ops.cast(bias, scaled.dtype)
     return scaled if allowed is None else ops.where(allowed, scaled, FORBIDDEN)

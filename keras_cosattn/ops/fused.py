@@ -22,13 +22,14 @@ def attend(
     causal: bool = False,
     may_see_nothing: bool = True,
     flash_attention: bool | None = None,
+    logit_soft_cap: float | None = None,
 ) -> Tensor:
     """Return what `dense.attend` returns first, without the weights.
 
     On JAX and PyTorch this is `keras.ops.dot_product_attention`, which has kernels that never
     store the scores. Its products then take operands in the dtype of v and sum in float32. On
-    TensorFlow the same operation rounds the scores of half precision, and has no such kernel. There
-    this is two products, as in `dense.attend`.
+    TensorFlow the same operation rounds the scores of half precision, and has no such kernel.
+    There, and wherever scores are capped, this is two products, as in `dense.attend`.
 
     It takes O(t s (d + e)) time for each head, and O(t s) memory where no kernel saves it.
 
@@ -44,6 +45,7 @@ def attend(
             is made zero. Defaults to `True`.
         flash_attention: bool. If False, the kernels that never store the scores are not used.
             Defaults to `None`, the choice of the backend.
+        logit_soft_cap: float, as in `softmax_attention`. Defaults to `None`, no cap.
 
     Returns:
         Tensor `(b, t, h, e)`.
@@ -51,11 +53,11 @@ def attend(
     t, s = ops.shape(q)[1], ops.shape(k)[1]
     if allowed is not None and len(allowed.shape) < 4:
         allowed = ops.expand_dims(allowed, tuple(range(4 - len(allowed.shape))))
-    if _has_operation(k, v):
+    if logit_soft_cap is None and _has_operation(k, v):
         mixed = _by_operation(q, k, v, allowed, bias, causal, flash_attention)
     else:
         pairs = timesteps.pair_mask(t, s, causal=causal)
-        logits = dense.logits(q, k, timesteps.combine(allowed, pairs), bias)
+        logits = dense.logits(q, k, timesteps.combine(allowed, pairs), bias, logit_soft_cap)
         mixed = dense.mix(ops.softmax(logits), arrays.accumulate(v))
     if allowed is None or not may_see_nothing:
         return mixed

@@ -25,6 +25,8 @@ NORMALIZATIONS = {
     "rms": keras.layers.RMSNormalization,
 }
 
+PARTS = "self_attention", "cross_attention", "feedforward"
+
 
 class TransformerBlock(keras.layers.Layer):
     """Base of the transformer blocks.
@@ -47,6 +49,7 @@ class TransformerBlock(keras.layers.Layer):
         normalization: Normalization = "layer",
         use_gated_activation: bool = False,
         use_bias: bool = True,
+        normalize_outputs: bool = False,
         **kwargs: Unpack[LayerOptions],
     ):
         super().__init__(**kwargs)
@@ -77,6 +80,7 @@ class TransformerBlock(keras.layers.Layer):
         self.normalization = normalization
         self.use_gated_activation = use_gated_activation
         self.use_bias = use_bias
+        self.normalize_outputs = normalize_outputs
         self.supports_masking = True
 
     def get_config(self) -> dict[str, Any]:
@@ -94,6 +98,7 @@ class TransformerBlock(keras.layers.Layer):
             "normalization": self.normalization,
             "use_gated_activation": self.use_gated_activation,
             "use_bias": self.use_bias,
+            "normalize_outputs": self.normalize_outputs,
         }
 
     def _build_attention(self, name, query_shape, value_shape, config=None):
@@ -125,6 +130,13 @@ class TransformerBlock(keras.layers.Layer):
         norm.supports_masking = True
         norm.build(shape)
         return norm
+
+    def _build_output_norms(self, shape):
+        """Build a norm of the output of each part that is built."""
+        for part in PARTS if self.normalize_outputs else ():
+            if hasattr(self, f"{part}_norm"):
+                name = f"{part}_output_norm"
+                setattr(self, name, self._build_norm(name, shape))
 
     def _build_dropout(self, name):
         return keras.layers.Dropout(self.dropout, name=name, dtype=self.dtype_policy)
@@ -161,13 +173,7 @@ class TransformerBlock(keras.layers.Layer):
         self.masked_inputs = MaskedInputs(name="masked_inputs", dtype=self.dtype_policy)
 
     def _feedforward(self, x, training):
-        return self._residual(
-            x,
-            lambda x: (self._feed(x), None),
-            self.feedforward_norm,
-            self.feedforward_dropout,
-            training,
-        )[0]
+        return self._residual(x, lambda x: (self._feed(x), None), "feedforward", training)[0]
 
     def _feed(self, x):
         inner = self.feedforward_intermediate(x)
@@ -175,9 +181,15 @@ class TransformerBlock(keras.layers.Layer):
             inner = ops.multiply(self.feedforward_gate(x), inner)
         return self.feedforward_output(inner)
 
-    def _residual(self, x, part, norm, dropout, training):
-        """Return `x + part(norm(x))`, or `norm(x + part(x))`, and what else `part` returns."""
+    def _residual(self, x, part, name, training):
+        """Return `x + part(norm(x))`, or `norm(x + part(x))`, and what else `part` returns.
+
+        `name` is that of the part, one of `PARTS`, which its norms and its dropout have, too.
+        """
+        norm, dropout = getattr(self, f"{name}_norm"), getattr(self, f"{name}_dropout")
         y, more = part(norm(x) if self.normalize_first else x)
+        if self.normalize_outputs:
+            y = getattr(self, f"{name}_output_norm")(y)
         x = x + dropout(y, training=training)
         return x if self.normalize_first else norm(x), more
 

@@ -65,7 +65,7 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
         attention: An attention layer of this package. Defaults to `None`, softmax attention.
         cross_attention: An attention layer of this package for the encoder's output. Defaults to
             `None`, a copy of `attention`.
-        **kwargs: `normalization`, `use_gated_activation` and `use_bias`, as in
+        **kwargs: `normalization`, `use_gated_activation`, `use_bias` and `normalize_outputs`, as in
             `TransformerEncoder`, and the arguments of `keras.layers.Layer`, such as `dtype`.
 
     Call arguments:
@@ -163,6 +163,7 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
             self.cross_attention_dropout = self._build_dropout("cross_attention_dropout")
         self._build_feedforward(shape)
         self.feedforward_norm = self._build_norm("feedforward_norm", shape)
+        self._build_output_norms(shape)
         self._widths = shape[-1], encoder_sequence_shape and encoder_sequence_shape[-1]
 
     def call(
@@ -199,8 +200,7 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
                 segment_ids=segment_ids,
                 training=training,
             ),
-            self.self_attention_norm,
-            self.self_attention_dropout,
+            "self_attention",
             training,
         )
         if encoder_sequence is None:
@@ -223,8 +223,7 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
                 attention_mask=encoder_attention_mask,
                 training=training,
             ),
-            self.cross_attention_norm,
-            self.cross_attention_dropout,
+            "cross_attention",
             training,
         )
         x = self._feedforward(x, training)

@@ -47,6 +47,8 @@ class TransformerEncoder(TransformerBlock):
             `activation="silu"` it is SwiGLU, with `"gelu"` GEGLU. Defaults to `False`.
         use_bias: Boolean, whether the feed-forward network and the default attention have biases.
             A given `attention` has a `use_bias` of its own. Defaults to `True`.
+        normalize_outputs: Boolean, whether the outputs of both parts are normalised, too, before
+            they are added to the inputs, as in Gemma 2. Defaults to `False`.
         **kwargs: `name`, `trainable`, `dtype` and the other arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -80,6 +82,7 @@ class TransformerEncoder(TransformerBlock):
     - [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.1
     - [Zhang and Sennrich, 2019](https://arxiv.org/abs/1910.07467), equation 4, for `"rms"`
     - [Shazeer, 2020](https://arxiv.org/abs/2002.05202), equations 5-6, for the gate
+    - [Gemma Team, 2024](https://arxiv.org/abs/2408.00118), section 2, for `normalize_outputs`
     """
 
     def build(self, inputs_shape):
@@ -90,6 +93,7 @@ class TransformerEncoder(TransformerBlock):
         self.self_attention_dropout = self._build_dropout("self_attention_dropout")
         self.feedforward_norm = self._build_norm("feedforward_norm", inputs_shape)
         self._build_feedforward(inputs_shape)
+        self._build_output_norms(inputs_shape)
 
     def call(
         self,
@@ -115,9 +119,7 @@ class TransformerEncoder(TransformerBlock):
             )
             return found if return_attention_scores else (found, None)
 
-        x, weights = self._residual(
-            x, attend, self.self_attention_norm, self.self_attention_dropout, training
-        )
+        x, weights = self._residual(x, attend, "self_attention", training)
         x = self._feedforward(x, training)
         return (x, weights) if return_attention_scores else x
 

@@ -48,10 +48,10 @@ def attend(
         The outputs `(b, t, m)` and the new cache.
     """
     layer = _check_layer(layer)
-    q = layer.query_dense(query)
+    q = layer._queries(query)
     keys, values = cache[:, 0], cache[:, 1]
     if index is not None:
-        keys = _write(keys, layer.key_dense(value), index)
+        keys = _write(keys, layer._keys(value), index)
         values = _write(values, layer.value_dense(value), index)
         cache = ops.stack((keys, values), axis=1)
     positions = query_start + ops.arange(ops.shape(query)[1], dtype="int32")

@@ -15,3 +15,4 @@ class BlockOptions(LayerOptions, total=False):
     normalization: Normalization
     use_gated_activation: bool
     use_bias: bool
+    normalize_outputs: bool
