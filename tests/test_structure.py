@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
 FLOORS = [
     ["atomic_write", "limits"],
     ["ops"],
-    ["scope", "masks", "layout", "component", "layer_options"],
+    ["scope", "masks", "layout", "component", "layer_options", "keras3_only"],
     ["positions", "temporal", "running_mean", "feature_maps"],
     ["attention"],
     ["transformer", "analysis"],
