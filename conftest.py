@@ -1,6 +1,11 @@
 """Doctests know `keras`, `np` and the package, and start with the same seed in an empty folder."""
 
+import importlib.util
+
 import pytest
+
+# These modules cannot be imported without tf_keras, which is in an environment of its own.
+collect_ignore = [] if importlib.util.find_spec("tf_keras") else ["keras_cosattn/models"]
 
 
 @pytest.fixture(autouse=True)

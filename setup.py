@@ -27,6 +27,8 @@ test = [
     "setuptools>=77",
 ]
 pytorch = ["torch~=2.13.0"]  # the release that the tests run on; layers do not depend on it
+# tf-models-official 2.20 needs TensorFlow 2.20 and tf_keras, which is Keras 2.
+models = ["tf-keras~=2.20", "tf-models-official~=2.20"]
 peers = [*pytorch, "einops", "fla-core", "transformers"]
 works_with = ["jax", *pytorch, "keras-hub", "onnxruntime", "tf2onnx"]
 
@@ -51,6 +53,7 @@ setup(
         "examples": examples,
         "jax": ["jax"],
         "micro": micro,
+        "models": models,
         "peers": peers,
         "pytorch": pytorch,
         "quantize": quantize,

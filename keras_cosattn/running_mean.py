@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_cosattn import scope
+from keras_cosattn.keras3_only import Keras3Only
 from keras_cosattn.ops import arrays, timesteps
 
 Tensor = Any
@@ -17,7 +18,7 @@ EXACT_STEPS = 2**24
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
-class RunningMean(keras.layers.Layer):
+class RunningMean(Keras3Only, keras.layers.Layer):
     """Compute the mean of all steps so far: `out_t = (sum_(s <= t) x_s) / (t + 1)`.
 
     It is the causal counterpart of `keras.layers.GlobalAveragePooling1D`, whose output is its last

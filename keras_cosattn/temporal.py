@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_cosattn import scope
+from keras_cosattn.keras3_only import Keras3Only
 from keras_cosattn.ops import arrays, timesteps
 
 Tensor = Any
@@ -61,7 +62,7 @@ def _one_if_zero(n):
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
-class CausalConv1D(keras.layers.Conv1D):
+class CausalConv1D(Keras3Only, keras.layers.Conv1D):
     """Convolve over the past: `out_t = sum_(j < k) x_(t - (k - 1 - j) r) W_j + b`.
 
     k is the kernel size and r the dilation rate. The same as
@@ -160,7 +161,7 @@ class CausalConv1D(keras.layers.Conv1D):
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
-class CausalDepthwiseConv1D(keras.layers.DepthwiseConv1D):
+class CausalDepthwiseConv1D(Keras3Only, keras.layers.DepthwiseConv1D):
     """Convolve each channel over the past: `out_t = sum_(j < k) x_(t - (k - 1 - j) r) w_j + b`.
 
     k is the kernel size and r the dilation rate. With `depth_multiplier` each channel has that

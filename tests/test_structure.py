@@ -12,10 +12,10 @@ PACKAGE = pathlib.Path(keras_cosattn.__file__).parent
 FLOORS = [
     ["atomic_write", "limits"],
     ["ops"],
-    ["scope", "masks", "layout", "component", "layer_options"],
+    ["scope", "masks", "layout", "component", "layer_options", "keras3_only"],
     ["positions", "temporal", "running_mean", "feature_maps"],
     ["attention"],
-    ["transformer", "analysis"],
+    ["transformer", "analysis", "models"],
     ["compiled_step", "constant_inputs", "fingerprint", "probe", "state_checks", "state_file"],
     ["compact_state", "stream_check"],
     ["streaming"],
@@ -65,7 +65,7 @@ def test_few_modules_know_a_backend_and_none_at_import(file):
     allowed = {
         "limits.py": {"tensorflow"}, "export": {"tensorflow"}, "compiled_step.py": backends,
         "block_size.py": backends, "scan_tensorflow.py": {"tensorflow"}, "scan_jax.py": {"jax"},
-        "scan_torch.py": {"torch"}, "tensor_lists.py": {"tensorflow"},
+        "scan_torch.py": {"torch"}, "tensor_lists.py": {"tensorflow"}, "models": {"tensorflow"},
     }  # fmt: skip
     top = {name.split(".")[0] for name in imported(tree)}
     assert top & backends <= allowed.get(parts[-1], allowed.get(parts[0], set()))
@@ -75,7 +75,21 @@ def test_few_modules_know_a_backend_and_none_at_import(file):
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in imported(node)
     }
-    assert not at_import & backends
+    # No other module imports `models`, whose classes are those of tf_keras, on TensorFlow.
+    assert parts[0] == "models" or not at_import & backends
+
+
+def test_one_module_imports_tf_keras_and_only_its_package_needs_that():
+    of_tf_keras, of_models = set(), set()
+    for file in FILES:
+        path = str(file.relative_to(PACKAGE))
+        for name in imported(ast.parse(file.read_text())):
+            if name.split(".")[0] == "tf_keras":
+                of_tf_keras.add(path)
+            if name.startswith("keras_cosattn.models"):
+                of_models.add(path.split("/")[0])
+    assert of_tf_keras == {"models/keras2.py"}
+    assert of_models == {"models"}
 
 
 @pytest.mark.parametrize("name", keras_cosattn.__all__)

@@ -10,12 +10,13 @@ from keras import ops
 from keras_cosattn.attention import keras_arguments, refusals
 from keras_cosattn.attention.arguments import optional, own_copy, positive, saved_form
 from keras_cosattn.attention.call_inputs import check_shapes
+from keras_cosattn.keras3_only import Keras3Only
 
 Tensor = Any
 OUTPUT_AXES = "mnopqrsuvwxyz"  # letters of einsum equations that b, t, h and e leave
 
 
-class HeadProjections(keras.layers.Layer):
+class HeadProjections(Keras3Only, keras.layers.Layer):
     """Base of `Attention`, which documents the arguments: all but the computation of a call.
 
     The arguments, their order and the order of the weights are those of

@@ -9,13 +9,14 @@ import keras
 from keras import ops
 
 from keras_cosattn import limits, scope
+from keras_cosattn.keras3_only import Keras3Only
 from keras_cosattn.ops import arrays, timesteps
 
 Tensor = Any
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
-class PositionEmbedding(keras.layers.Layer):
+class PositionEmbedding(Keras3Only, keras.layers.Layer):
     """Add a learned vector to each step: `out_t = x_t + e_t`.
 
     Positions count the valid steps, so masked steps before a step do not move it. In a stream the

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_cosattn import scope
 from keras_cosattn.attention import Attention, SoftmaxAttention
+from keras_cosattn.keras3_only import Keras3Only
 from keras_cosattn.transformer.attention_config import attention_config, build_attention
 from keras_cosattn.transformer.masked_inputs import MaskedInputs
 
@@ -28,7 +29,7 @@ NORMALIZATIONS = {
 PARTS = "self_attention", "cross_attention", "feedforward"
 
 
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(Keras3Only, keras.layers.Layer):
     """Base of the transformer blocks.
 
     Args: as `TransformerEncoder`.
