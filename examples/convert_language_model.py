@@ -123,14 +123,14 @@ class Stages:
         return self.found[name]
 
     def model(self, name, make):
-        """A model that is made once. Once loaded, low-rank changes are in its kernels."""
+        """The path of a saved model, which is made once."""
         path = self.folder / f"{name}.keras"
         if not path.exists():
             print(f"{name} ...", flush=True)
             unfinished = path.with_name("unfinished.keras")
             make().save(unfinished)
             unfinished.replace(path)
-        return keras.models.load_model(path)
+        return path
 
 
 def tuned(model, tokens, steps, epochs, folder):
@@ -177,18 +177,11 @@ def main():
     def score(model):
         return perplexity(model, x, y, batch_size=1)
 
-    student = replace_attention(teacher, ATTENTION)
-    rows = {
-        "softmax": stages.value("teacher", lambda: score(teacher)),
-        "windows alone": stages.value(
-            "windows", lambda: score(replace_attention(teacher, WINDOWS_ALONE))
-        ),
-        "replaced, not trained": stages.value("replaced", lambda: score(student)),
-    }
-    few = inputs(test[:2, :-1])
-    before = stages.value("errors", lambda: attention_errors(teacher, student, few))
+    def replaced(attention=ATTENTION):
+        return replace_attention(teacher, attention)
 
     def taught():
+        student = replaced()
         transfer(
             teacher, student, batches(train), optimizer=keras.optimizers.Adam(1e-2),
             steps_per_epoch=given.transfer_steps // epochs, epochs=epochs,
@@ -196,12 +189,21 @@ def main():
         )  # fmt: skip
         return student
 
-    student = stages.model("transfer", taught)
-    rows["after transfer"] = stages.value("transferred", lambda: score(student))
-    student = stages.model(
-        "tuned", lambda: tuned(student, train, given.tune_steps, epochs, given.folder)
+    few = inputs(test[:2, :-1])
+    rows = {
+        "softmax": stages.value("teacher", lambda: score(teacher)),
+        "windows alone": stages.value("windows", lambda: score(replaced(WINDOWS_ALONE))),
+        "replaced, not trained": stages.value("replaced", lambda: score(replaced())),
+    }
+    before = stages.value("errors", lambda: attention_errors(teacher, replaced(), few))
+    path = stages.model("taught", taught)
+    load = keras.models.load_model  # a model that is loaded has low-rank changes in its kernels
+    rows["after transfer"] = stages.value("after transfer", lambda: score(load(path)))
+    path = stages.model(
+        "tuned", lambda: tuned(load(path), train, given.tune_steps, epochs, given.folder)
     )
-    rows["after LoRA"] = stages.value("tuned", lambda: score(student))
+    student = load(path)
+    rows["after LoRA"] = stages.value("after LoRA", lambda: score(student))
     said = stages.value(
         "report",
         lambda: str(
