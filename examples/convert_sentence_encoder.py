@@ -12,6 +12,7 @@ interrupted run goes on; `--fresh` begins again. Needs Linux.
 import quiet  # isort: skip  # noqa: F401  before TensorFlow
 import argparse
 import functools
+import gc
 import os
 import platform
 import shutil
@@ -25,8 +26,8 @@ import kept
 import keras
 import minilm
 from encoder_settings import QUICK, Settings
-from encoder_students import learn_attention, learn_embeddings, student_of
-from long_texts import embed, embedder
+from encoder_students import GLOBAL, LOCAL, learn_attention, learn_embeddings, student_of
+from long_texts import Encoder
 from tables import made_with, print_numbers
 from wheel_data import CACHE
 
@@ -37,7 +38,7 @@ def try_student(teacher, student, new, attention, held):
     """Let a student learn its attention. Returns how near it is before and after, and seconds."""
     keras.utils.set_random_seed(SEED)
     before, start = encoder_scores.nearness(teacher, student, held), time.perf_counter()
-    learn_attention(teacher, student, new, attention)
+    learn_attention(teacher.model, student.model, new, attention)
     seconds = time.perf_counter() - start
     after = encoder_scores.nearness(teacher, student, held)
     pairs = {row: {"before": before[row], "after": after[row]} for row in before}
@@ -48,48 +49,52 @@ def try_student(teacher, student, new, attention, held):
 def train_whole(teacher, student, batches, settings, backup_dir):
     """Train all of a student."""
     keras.utils.set_random_seed(SEED)
-    learn_embeddings(teacher, student, batches, settings.rate, settings.epochs, backup_dir)
+    given = batches, settings.rate, settings.epochs, backup_dir
+    learn_embeddings(teacher.model, student.model, *given)
     return {}
 
 
-def best_student(teacher, texts, settings, folder):
-    """Try all students and train the nearest. Returns it, its name, and what was tried."""
+def learn(teacher, texts, settings, folder):
+    """Let students learn. Returns them by name, the name of the best, and how near they are."""
     count = settings.new + settings.attention
     batches = encoder_data.batches(texts.learn, count + settings.whole, SEED)
     held = encoder_data.of_lengths(texts.choose, settings.compared, settings.by, SEED)
-    held = {n: (x, embed(embedder(teacher), x)) for n, x in held.items()}
+    held = {n: (x, teacher.embed(x)) for n, x in held.items()}
     students, tried = {}, {}
     for name in settings.students:
-        students[name] = student_of(teacher, name)
-        given = students[name], batches[: settings.new], batches[settings.new : count], held
-        learn = functools.partial(try_student, teacher, *given)
-        tried[name] = kept.learned(folder / f"{name}.npz", students[name], learn)
-    best = max(tried, key=lambda name: tried[name][f"cosine, {max(held)} tokens, after"])
-    given = students[best], batches[count:], settings, folder / "backup"
-    learn = functools.partial(train_whole, teacher, *given)
-    kept.learned(folder / f"{best}, whole.npz", students[best], learn)
-    return students[best], best, tried
+        students[name] = student = Encoder(student_of(teacher.model, name))
+        given = teacher, student, batches[: settings.new], batches[settings.new : count], held
+        train = functools.partial(try_student, *given)
+        tried[name] = kept.learned(folder / f"{name}.npz", student.model, train)
+        gc.collect()  # copies of MiniLM
+    score = f"cosine, {max(held)} tokens, after"
+    best = max(GLOBAL & tried.keys(), key=lambda name: tried[name][score])
+    given = teacher, students[best], batches[count:], settings, folder / "backup"
+    train = functools.partial(train_whole, *given)
+    kept.learned(folder / f"{best}, whole.npz", students[best].model, train)
+    return students, best, tried
 
 
-def measure(teacher, student, name, arrays, texts, settings, folder):
+def measure(teacher, students, best, arrays, texts, settings, folder):
     """The numbers of four tables, by their titles."""
-    found = {}
+    student, found = students[best], {}
 
     def keep(title, file, function, *given):
-        make = functools.partial(function, teacher, student, *given)
-        found[title] = kept.numbers(folder / file, make)
+        found[title] = kept.numbers(folder / file, functools.partial(function, *given))
 
     unseen = encoder_data.of_lengths(texts.test, settings.lengths, settings.held, SEED)
-    keep("Embeddings of held-out texts", "agreement.npz", encoder_scores.by_length, unseen)
+    near = "Embeddings of held-out texts"
+    keep(near, "agreement.npz", encoder_scores.by_length, teacher, student, unseen)
     search = encoder_data.searches(texts.choose, settings.to_choose, SEED)
     how = "Mean reciprocal rank of the mail of a passage, by how the student reads mails"
-    keep(how, "layouts.npz", encoder_scores.by_layout, arrays, search)
+    keep(how, "layouts.npz", encoder_scores.by_layout, student, arrays, search)
     layout = max(found[how], key=found[how].get).rsplit("/", 1)[0]
     search = encoder_data.searches(texts.test, settings.to_test, SEED)
-    said = f"{len(search.passages)} passages among {len(search.documents)} mails; all tokens as "
-    keep(said + layout, "retrieval.npz", encoder_scores.by_reader, arrays, layout, search)
-    sizes = settings.long, settings.repeats, SEED
-    keep("Time and memory of one text", "cost.npz", embedding_cost.measure, name, *sizes)
+    said = f"{len(search.passages)} passages among {len(search.documents)} mails; whole: {layout}"
+    given = teacher, student, students[LOCAL], arrays, layout, search
+    keep(said, "retrieval.npz", encoder_scores.by_reader, *given)
+    given = teacher, student, best, settings.long, settings.repeats, SEED
+    keep("Time and memory of one text", "cost.npz", embedding_cost.measure, *given)
     return found
 
 
@@ -101,14 +106,15 @@ settings = QUICK if arguments.quick else Settings()
 folder = CACHE / f"sentence_encoder_{zlib.crc32(repr((SEED, settings)).encode()):08x}"
 if arguments.fresh:
     shutil.rmtree(folder, ignore_errors=True)
-texts, (teacher, arrays) = encoder_data.read(SEED), minilm.encoder()
-student, name, tried = best_student(teacher, texts, settings, folder)
-found = measure(teacher, student, name, arrays, texts, settings, folder)
+texts, (model, arrays) = encoder_data.read(SEED), minilm.encoder()
+teacher = Encoder(model)
+students, best, tried = learn(teacher, texts, settings, folder)
+found = measure(teacher, students, best, arrays, texts, settings, folder)
 packages = "keras-cosattn", "keras", "tensorflow", "tensorflow-text", "scikit-learn"
 print(f"\n{made_with(SEED, packages)}, {platform.machine()}, {os.cpu_count()} CPUs")
 print("\nStudents, on mails from which nothing is learned, before and after they learn attention")
 print_numbers({f"{row}/{name}": x for name, rows in tried.items() for row, x in rows.items()})
-print(f"\nThe student that learned more: {name}")
+print(f"\nThe student in what follows, which learned more: {best}")
 for title, numbers in found.items():
     print(f"\n{title}")
     print_numbers(numbers)

@@ -7,7 +7,6 @@ import sys
 import time
 
 import numpy as np
-from long_texts import embedder
 from minilm import READS, Sizes
 
 PEAK = pathlib.Path(__file__).parent / "programs" / "embedding_peak.py"
@@ -31,7 +30,7 @@ def measure(teacher, student, name, lengths, repeats, seed):
     """Milliseconds and MiB of one text, and the student's time by that of MiniLM.
 
     Args:
-        teacher, student: the encoders.
+        teacher, student: `Encoder`s.
         name: of the student.
         lengths: numbers of tokens.
         repeats: the median of so many calls is taken, after one more.
@@ -43,11 +42,11 @@ def measure(teacher, student, name, lengths, repeats, seed):
     found, rng = {}, np.random.default_rng(seed)
     for length in lengths:
         column, times = f"{length:,} tokens", {}
-        for way, model in {WHOLE: teacher, PIECES: teacher, name: student}.items():
+        for way, encoder in {WHOLE: teacher, PIECES: teacher, name: student}.items():
             if too_large(way, length):
                 continue
             tokens = rng.integers(1000, 30_000, shape(way, length)).astype("int32")
-            times[way] = _milliseconds(embedder(model), tokens, repeats)
+            times[way] = _milliseconds(encoder.run, tokens, repeats)
             found[f"{way}, ms/{column}"] = times[way]
             found[f"{way}, MiB/{column}"] = _peak(way, length)
         for way in [way for way in times if way != name]:

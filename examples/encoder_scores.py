@@ -1,18 +1,8 @@
 """How near a student of MiniLM comes to its embeddings, and whether passages find documents."""
 
-import contextlib
-
 import minilm
 import numpy as np
-from long_texts import (
-    LAYOUTS,
-    begin_again,
-    embed,
-    embed_pieces,
-    embedder,
-    first_piece,
-    marked,
-)
+from long_texts import LAYOUTS, begin_again, first_piece, marked
 
 from keras_cosattn.convert import attention_errors
 
@@ -37,18 +27,17 @@ def nearness(teacher, student, held):
     """How near a student is.
 
     Args:
-        teacher, student: the models.
+        teacher, student: `Encoder`s.
         held: dict of a length to marked texts `(n, length)` and their embeddings by the teacher.
 
     Returns:
         dict: the mean relative error of an attention layer, on the longest texts, and the mean
         cosine of the embeddings for each length.
     """
-    errors = attention_errors(teacher, student, held[max(held)][0][:2])
+    errors = attention_errors(teacher.model, student.model, held[max(held)][0][:2])
     found = {"error of a layer": np.mean([*errors.values()])}
     for n, (x, expected) in held.items():
-        cosines = np.sum(expected * embed(embedder(student), x), axis=1)
-        found[f"cosine, {n} tokens"] = cosines.mean()
+        found[f"cosine, {n} tokens"] = np.sum(expected * student.embed(x), axis=1).mean()
     return found
 
 
@@ -56,50 +45,51 @@ def by_length(teacher, student, held):
     """`agreement` for each length of held-out texts, as `"row/column"` -> number."""
     found = {}
     for n, x in held.items():
-        scores = agreement(*(embed(embedder(model), x) for model in (teacher, student)))
+        scores = agreement(teacher.embed(x), student.embed(x))
         found |= {f"{row}/{n} tokens": score for row, score in scores.items()}
     return found
 
 
-def by_layout(teacher, student, arrays, search):
+def by_layout(student, arrays, search):
     """The mean reciprocal rank with each of `LAYOUTS`; all passages are read by the student."""
-    run = embedder(student)
-    queries, found = embed(run, [marked(x) for x in search.passages]), {}
-    for name, (write, position) in LAYOUTS.items():
-        with positions(student, arrays, position):
-            documents = embed(run, [write(x) for x in search.documents])
-        found[f"{name}/student"] = search.scores(queries, documents)["mean reciprocal rank"]
+    queries, found = student.embed([marked(x) for x in search.passages]), {}
+    for layout in LAYOUTS:
+        documents = read_whole(student, arrays, layout, search)
+        found[f"{layout}/student"] = search.scores(queries, documents)["mean reciprocal rank"]
     return found
 
 
-def by_reader(teacher, student, arrays, layout, search):
-    """The numbers of a search for each way to read documents, as `"row/column"` -> number."""
-    teach, run = embedder(teacher), embedder(student)
+def by_reader(teacher, student, local, arrays, layout, search):
+    """The numbers of a search for each way to read documents, as `"row/column"` -> number.
+
+    Args:
+        teacher, student, local: `Encoder`s; the last one's steps see near steps alone.
+        arrays: of MiniLM.
+        layout: one of `LAYOUTS`.
+        search: a `Search`.
+    """
     passages = [marked(x) for x in search.passages]
     short = [first_piece(x) for x in search.documents]
-    theirs, ours = embed(teach, passages), embed(run, passages)
-    write, position = LAYOUTS[layout]
-    with positions(student, arrays, position):
-        whole = embed(run, [write(x) for x in search.documents])
+    theirs, ours = teacher.embed(passages), student.embed(passages)
     found = {
-        "MiniLM, the first 512 tokens": search.scores(theirs, embed(teach, short)),
-        "MiniLM, mean of pieces of 512": search.scores(
-            theirs, embed_pieces(teach, search.documents)
-        ),
-        "student, the first 512 tokens": search.scores(ours, embed(run, short)),
-        "student, mean of pieces of 512": search.scores(ours, embed_pieces(run, search.documents)),
-        "student, all tokens": search.scores(ours, whole),
-        "student, all tokens; passages by MiniLM": search.scores(theirs, whole),
-        "TF-IDF, all tokens": search.of_tfidf(),
+        "MiniLM, first 512 tokens": search.scores(theirs, teacher.embed(short)),
+        "MiniLM, mean of pieces": search.scores(theirs, teacher.embed_pieces(search.documents)),
+        "student, first 512 tokens": search.scores(ours, student.embed(short)),
+        "student, mean of pieces": search.scores(ours, student.embed_pieces(search.documents)),
     }
+    whole = read_whole(student, arrays, layout, search)
+    found["student, whole"] = search.scores(ours, whole)
+    found["student, whole; passages by MiniLM"] = search.scores(theirs, whole)
+    whole = read_whole(local, arrays, layout, search)
+    found["segments, whole"] = search.scores(local.embed(passages), whole)
+    found["TF-IDF, whole"] = search.of_tfidf()
     return {f"{way}/{name}": x for way, scores in found.items() for name, x in scores.items()}
 
 
-@contextlib.contextmanager
-def positions(model, arrays, position):
-    """Within it the steps have the positions that a function of `LAYOUTS` gives them."""
-    minilm.set_positions(model, arrays, position)
-    try:
-        yield
-    finally:
-        minilm.set_positions(model, arrays, begin_again)
+def read_whole(encoder, arrays, layout, search):
+    """The embeddings of all documents, each read at once with one of `LAYOUTS`."""
+    write, position = LAYOUTS[layout]
+    minilm.set_positions(encoder.model, arrays, position)
+    found = encoder.embed([write(x) for x in search.documents])
+    minilm.set_positions(encoder.model, arrays, begin_again)
+    return found

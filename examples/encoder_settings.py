@@ -15,7 +15,8 @@ class Settings:
         attention: batches for these and their projections.
         whole, epochs, rate: batches for all weights of the best student, the parts in which they
             are read, and the largest learning rate.
-        compared, by: lengths and number of the held-out texts by which the best is chosen.
+        compared, by: lengths and number of the held-out texts by which the best of `GLOBAL` is
+            chosen.
         lengths, held: lengths and number of the texts on which it is tested.
         long: lengths of texts whose time and memory are measured.
         to_choose: long mails to choose a layout by.
@@ -40,8 +41,8 @@ class Settings:
 
 
 QUICK = Settings(
-    students=("segments",),
-    new=2,
+    students=("segments", "segments, then Hedgehog"),
+    new=0,
     attention=2,
     whole=2,
     epochs=1,

@@ -25,6 +25,10 @@ STUDENTS = {
 }
 """What takes the place of softmax in the first and the second half of the blocks. Sizes are those
 of the blocks."""
+LOCAL = "segments"
+"""The student whose steps see near steps alone."""
+GLOBAL = STUDENTS.keys() - {LOCAL}
+"""The students in which every step sees every other."""
 
 
 def student_of(teacher, name):

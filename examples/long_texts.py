@@ -4,8 +4,6 @@ A text is an array of tokens without marks. What the encoder reads has `START` b
 after it.
 """
 
-import functools
-
 import numpy as np
 import tensorflow as tf
 from minilm import END, READS, START
@@ -52,40 +50,39 @@ LAYOUTS = {
 """How a document that is longer than MiniLM reads is written, and which positions it gets."""
 
 
-@functools.cache
-def embedder(model):
-    """A compiled function of tokens `(b, t)` to embeddings `(b, m)`, for any b and t.
+class Encoder:
+    """A sentence encoder, compiled once for any number of texts of any length.
 
-    It is the same for every call with the same model.
+    Args:
+        model: as `minilm.build` makes it, or a conversion of that.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int32)])
-    def run(tokens):
-        return model(tokens, training=False)["embedding"]
+    def __init__(self, model):
+        @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int32)])
+        def run(tokens):
+            return model(tokens, training=False)["embedding"]
 
-    return run
+        self.model, self.run = model, run
 
+    def embed(self, texts, at_once=4096):
+        """Embeddings `(n, m)` of n marked texts, about `at_once` tokens in a batch."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        found = {}
+        while order:
+            length = len(texts[order[-1]])
+            batch = [order.pop() for _ in range(min(len(order), max(1, at_once // length)))]
+            tokens = np.zeros((len(batch), length), "int32")
+            for row, i in zip(tokens, batch, strict=True):
+                row[: len(texts[i])] = texts[i]
+            found |= zip(batch, self.run(tokens).numpy(), strict=True)
+        return np.stack([found[i] for i in range(len(texts))])
 
-def embed(run, texts, at_once=4096):
-    """Embeddings `(n, m)` of n marked texts, about `at_once` tokens in a batch."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    found = {}
-    while order:
-        length = len(texts[order[-1]])
-        batch = [order.pop() for _ in range(min(len(order), max(1, at_once // length)))]
-        tokens = np.zeros((len(batch), length), "int32")
-        for row, i in zip(tokens, batch, strict=True):
-            row[: len(texts[i])] = texts[i]
-        found |= zip(batch, run(tokens).numpy(), strict=True)
-    return np.stack([found[i] for i in range(len(texts))])
-
-
-def embed_pieces(run, texts):
-    """The means of the embeddings of the pieces of n texts, by their tokens, `(n, m)`."""
-    cut = [pieces(text) for text in texts]
-    each = embed(run, [piece for parts in cut for piece in parts])
-    owners = np.repeat(np.arange(len(cut)), [len(parts) for parts in cut])
-    tokens = np.array([len(piece) for parts in cut for piece in parts])
-    sums = np.zeros((len(cut), each.shape[1]))
-    np.add.at(sums, owners, tokens[:, None] * each)
-    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    def embed_pieces(self, texts):
+        """The means of the embeddings of the pieces of n texts, by their tokens, `(n, m)`."""
+        cut = [pieces(text) for text in texts]
+        each = self.embed([piece for parts in cut for piece in parts])
+        owners = np.repeat(np.arange(len(cut)), [len(parts) for parts in cut])
+        tokens = np.array([len(piece) for parts in cut for piece in parts])
+        sums = np.zeros((len(cut), each.shape[1]))
+        np.add.at(sums, owners, tokens[:, None] * each)
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)

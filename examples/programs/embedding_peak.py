@@ -2,7 +2,8 @@
 
 python embedding_peak.py STUDENT ROWS STEPS
 
-Any other name than that of a student is MiniLM's softmax. Weights are random. It needs Linux with glibc.
+Any other name than that of a student is MiniLM's softmax. Weights are random. It needs Linux and
+glibc.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ import quiet  # isort: skip  # noqa: F401  before TensorFlow
 import minilm
 import numpy as np
 from encoder_students import STUDENTS, student_of
-from long_texts import embedder
+from long_texts import Encoder
 
 
 def status(name):
@@ -26,7 +27,7 @@ def status(name):
 
 way, *shape = sys.argv[1], *map(int, sys.argv[2:])
 model = minilm.build(minilm.Sizes())
-run = embedder(student_of(model, way) if way in STUDENTS else model)
+run = Encoder(student_of(model, way) if way in STUDENTS else model).run
 run(np.ones((1, 8), "int32"))  # traces it
 ctypes.CDLL(None).malloc_trim(0)  # what was freed would hide what is taken
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of what came before
