@@ -69,7 +69,7 @@ def learn(teacher, texts, settings, folder):
         gc.collect()  # copies of MiniLM
     score = f"cosine, {max(held)} tokens, after"
     best = max(GLOBAL & tried.keys(), key=lambda name: tried[name][score])
-    given = teacher, students[best], batches[count:], settings, folder / "backup"
+    given = teacher, students[best], batches[count:], settings, folder / f"{best}, backup"
     train = functools.partial(train_whole, *given)
     kept.learned(folder / f"{best}, whole.npz", students[best].model, train)
     return students, best, tried
@@ -94,7 +94,8 @@ def measure(teacher, students, best, arrays, texts, settings, folder):
     given = teacher, student, students[LOCAL], arrays, layout, search
     keep(said, "retrieval.npz", encoder_scores.by_reader, *given)
     given = teacher, student, best, settings.long, settings.repeats, SEED
-    keep("Time and memory of one text", "cost.npz", embedding_cost.measure, *given)
+    costs = "Time and memory of one text (-: does not fit into memory, or does not show)"
+    keep(costs, "cost.npz", embedding_cost.measure, *given)
     return found
 
 

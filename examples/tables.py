@@ -23,8 +23,8 @@ def print_columns(columns):
 
 def print_numbers(numbers):
     """Print a dict of `"row/column"` to a number as a table."""
-    columns = {}
-    for name, x in numbers.items():
-        row, column = name.rsplit("/", 1)
-        columns.setdefault(column, {})[row] = f"{x:.3f}" if abs(x) < 10 else f"{x:,.0f}"
+    names = [name.rsplit("/", 1) for name in numbers]
+    columns = {column: dict.fromkeys([row for row, _ in names], "-") for _, column in names}
+    for (row, column), x in zip(names, numbers.values(), strict=True):
+        columns[column][row] = f"{x:.3f}" if abs(x) < 10 else f"{x:,.0f}"
     print_columns(columns)
