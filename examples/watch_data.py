@@ -6,13 +6,12 @@ also what `watch_stream.py` needs beside its model: augmentation, a baseline, ta
 """
 
 import dataclasses
-import datetime
-import importlib.metadata
 import io
 
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.ensemble import RandomForestClassifier
+from tables import made_with, print_columns
 from wheel_data import CACHE, read_member
 
 WHEEL = "seglearn-1.2.5-py3-none-any.whl"
@@ -116,15 +115,8 @@ def accuracy(tested):
 def print_table(columns, seed):
     """Print `columns`, name -> row -> text, and what they were made with."""
     packages = ("keras-cosattn", "keras", "tensorflow", "ai-edge-litert", "scikit-learn")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    print(f"\n{datetime.date.today()}, seed {seed}, {versions}\n")
-    rows = [("", *columns)]
-    for row in next(iter(columns.values())):
-        rows.append((row, *(column.get(row, "-") for column in columns.values())))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for label, *cells in rows:
-        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        print("  ".join([label.ljust(widths[0]), *cells]))
+    print(f"\n{made_with(seed, packages)}\n")
+    print_columns(columns)
 
 
 def draw(x, y, label, names, path):

@@ -43,8 +43,9 @@ def fake_member(requirement, wheel, member, sha256):
 @pytest.fixture
 def made_up(monkeypatch):
     """Small made-up data in place of what would be fetched or takes long to draw."""
-    for module in (reviews, pairs):
+    for module in (reviews, sys.modules[pairs.mails.__module__]):
         monkeypatch.setattr(module, "read_member", fake_member)
+    for module in (reviews, pairs):
         monkeypatch.setattr(module, "VALIDATION", 8, raising=False)
         monkeypatch.setattr(module, "TEST", 8, raising=False)
     for module in (text, pieces):

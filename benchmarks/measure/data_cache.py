@@ -3,10 +3,10 @@
 import pathlib
 import sys
 
-import numpy as np
-
 sys.path.append(str(pathlib.Path(__file__).parent.parent.parent / "examples"))
 
+import kept
+from newsgroups_data import mails  # noqa: F401  for the tasks
 from wheel_data import CACHE, read_member  # noqa: F401  for the tasks
 
 from keras_cosattn.atomic_write import atomic_write
@@ -19,15 +19,7 @@ def kept_arrays(name, make):
         name: of the file in the cache. It holds every setting that changes the arrays.
         make: function without arguments that returns a dict of arrays.
     """
-    path = CACHE / f"{name}.npz"
-    if not path.exists():
-        print(f"making {name}, once", flush=True)
-        found = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as new, open(new, "wb") as file:
-            np.savez_compressed(file, **found)
-    with np.load(path) as file:
-        return dict(file)
+    return kept.arrays(CACHE / f"{name}.npz", make)
 
 
 def kept_text(name, make):
