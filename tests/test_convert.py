@@ -16,6 +16,7 @@ from keras_cosattn import (
     LinearAttention,
     LSHAttention,
     Rotary,
+    RoutedAttention,
     SoftmaxAttention,
     Streaming,
     TransformerDecoder,
@@ -178,6 +179,15 @@ def test_dtypes_are_kept(dtype):
     layer = keras.layers.MultiHeadAttention(2, 4, dtype=dtype)
     model = keras.Model(x, layer(x, x))
     assert replace_attention(model, LinearAttention(1, 1)).layers[1].dtype_policy.name == dtype
+
+
+def test_each_path_of_a_routed_layer_keeps_the_projections(rng):
+    x = keras.Input((None, 8))
+    y = keras.layers.MultiHeadAttention(2, 4)(x, x)
+    y = TransformerEncoder(12, attention=SoftmaxAttention(2, 4))(y)
+    model, data = with_random_weights(keras.Model(x, y)), inputs(rng, 2, 9, 8)
+    routed = RoutedAttention([SoftmaxAttention(2, 4), SoftmaxAttention(2, 4)])
+    assert_close(replace_attention(model, routed)(data), model(data), EXACT)  # a mean of equals
 
 
 def test_it_loads_in_a_fresh_process(tmp_path, rng):

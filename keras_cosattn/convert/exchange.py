@@ -75,14 +75,22 @@ def _make(attention: Replacement, old: Attention) -> Attention:
     return type(attention).from_config(config)
 
 
-def _built_like(new: Layer, old: Layer) -> Layer:
+def _built_like(new: Any, old: Any) -> Layer:
     new.build_from_config(old.get_build_config())
-    values = arrays_of(old)
     if isinstance(new, Attention):
-        values = {name: x for name, x in values.items() if name.split("/")[0] in PROJECTIONS}
-    assign(new, values)
+        _take_projections(new, old)
+    else:
+        assign(new, arrays_of(old))
+        _take_projections(new.self_attention, old.self_attention)
     keep_frozen(new, old)
     return new
+
+
+def _take_projections(new: Any, old: Attention) -> None:
+    """Give a layer, and each path of a `RoutedAttention`, the projections of another layer."""
+    values = {name: x for name, x in arrays_of(old).items() if name.split("/")[0] in PROJECTIONS}
+    for layer in (new, *getattr(new, "paths", ())):
+        assign(layer, values)
 
 
 def _serialized(layer: Attention) -> dict[str, Any]:

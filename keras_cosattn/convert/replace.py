@@ -31,8 +31,9 @@ def replace_attention(
     """Return a copy of a model in which other layers attend.
 
     The copy has the weights of the model. Each replaced layer keeps its projections of queries,
-    keys and values, the norms of queries and keys, and the projection of the output. What only the
-    new layer has (feature maps, decays, gates) has initial values. The model itself is not changed.
+    keys and values, the norms of queries and keys, and the projection of the output; each path of a
+    `RoutedAttention` has them. What only the new layer has (feature maps, decays, gates, the
+    projections of levels) has initial values. The model itself is not changed.
     Attention layers are:
 
     - `keras.layers.MultiHeadAttention` and `GroupQueryAttention`;
