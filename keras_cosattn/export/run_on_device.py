@@ -32,17 +32,11 @@ ANY_LENGTH_CHUNK = 128  # steps in one call of a `prefill` that takes any number
 
 
 class State(NamedTuple):
-    """The state of a stream, to keep it and to continue from it later.
+    """The state of a stream, to keep it and to continue from it later."""
 
-    Attributes:
-        weights: String. The id of the model's weights, the same in every file of the model.
-        steps: Integer. The number of steps that the stream has read.
-        tensors: Dict of arrays, by name.
-    """
-
-    weights: str
-    steps: int
-    tensors: dict[str, np.ndarray]
+    weights: str  # the id of the model's weights, the same in every file of the model
+    steps: int  # how many the stream has read
+    tensors: dict[str, np.ndarray]  # by name
 
 
 class Device:
@@ -53,7 +47,7 @@ class Device:
     except in a file with `state="variables"`, which keeps the state inside the interpreter.
 
     Args:
-        path: String or path. The .tflite file.
+        path: String or path. The .tflite file. ValueError if it is damaged, or of another origin.
         threads: Integer. The number of threads of the interpreter. Defaults to 1.
         batch_size: Integer. That of the stream, if the file leaves it open. Defaults to 1.
 
@@ -61,12 +55,8 @@ class Device:
         metadata: Dict. What the exporter recorded in the file, such as its signatures.
         steps: Integer. The number of steps that the stream has read.
 
-    Raises:
-        ValueError: If the file is damaged, or not from `keras_cosattn.export`.
-
     Example:
-        >>> import tempfile
-        >>> import keras, keras_cosattn
+        >>> import keras, keras_cosattn, tempfile
         >>> from keras_cosattn.export import to_tflite
         >>> model = keras.Sequential([keras.Input((None, 6)), keras_cosattn.CausalConv1D(3, 3)])
         >>> path = f"{tempfile.mkdtemp()}/model.tflite"
@@ -145,23 +135,17 @@ class Device:
     step = prefill = read
 
     def generate(self, prompt: Iterable[int], choose: Callable = np.argmax) -> Iterator[int]:
-        """Continue a language model's stream: read the prompt, then yield token after token.
+        """Read the token ids of a prompt, then yield and read token after token, without an end.
 
-        A token is read when the next one is asked for, so the caller decides when to end.
-
-        Args:
-            prompt: Integers, the next token ids of the stream, at least one.
-            choose: Function from the logits of the next token to its id. Defaults to
-                `numpy.argmax`.
+        `choose` is a function from the logits of the next token to its id.
         """
         piece, key = list(prompt), next(iter(self._piece_sizes), "serve")
         if not piece:
             raise ValueError("`prompt` must hold at least one token. Received: none")
         while True:
             ids = np.array([piece], "int32")
-            x = {k: np.ones_like(ids) if k == "padding_mask" else ids for k in self._inputs[key]}
-            piece = [int(choose(self.read(x)[0, -1]))]
-            yield piece[0]
+            x = {k: ids if k != "padding_mask" else np.ones_like(ids) for k in self._inputs[key]}
+            yield (piece := [int(choose(self.read(x)[0, -1]))])[0]
 
     def reset(self) -> None:
         """Begin a new stream."""
@@ -191,15 +175,11 @@ class Device:
         self._tensors, self.steps = dict(new.tensors), new.steps
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the state to a .npz file.
-
-        The old file stays until the new one is complete. A killed process may leave `path.tmp`.
-        """
-        found: dict[str, Any] = {"weights": self.state.weights, "steps": self.steps}
-        found.update(self.state.tensors)
+        """Write the state to a .npz file. The old file stays until the new one is complete."""
+        weights, steps, tensors = self.state
         try:
-            with open(f"{path}.tmp", "wb") as file:
-                np.savez(file, **found)
+            with open(f"{path}.tmp", "wb") as file:  # stays if the process is killed
+                np.savez(file, weights=weights, steps=steps, **tensors)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(f"{path}.tmp", path)
