@@ -565,4 +565,4 @@ def test_a_state_file_has_the_permissions_of_the_umask(device, tmp_path):
 
 
 def test_the_example_runs():
-    assert doctest.testmod(runner) == (0, 8)
+    assert doctest.testmod(runner) == (0, 7)
