@@ -176,10 +176,10 @@ class Device:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the state to a .npz file. The old file stays until the new one is complete."""
-        weights, steps, tensors = self.state
+        kept: dict[str, Any] = {"weights": self.state.weights, "steps": self.steps, **self._tensors}
         try:
             with open(f"{path}.tmp", "wb") as file:  # stays if the process is killed
-                np.savez(file, weights=weights, steps=steps, **tensors)
+                np.savez(file, **kept)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(f"{path}.tmp", path)
