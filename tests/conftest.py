@@ -44,13 +44,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _mark_more_as_slow(items):
-    """Of each newer variant one case runs every third test; on JAX and PyTorch every sixth.
+    """Of each newer variant one case, and optional cases of the older ones, run every third test.
+
+    On JAX and PyTorch they run every sixth.
 
     Each case runs others, so every test has some. JAX compiles every shape. On PyTorch the
     older variants run a sixth too, and what Keras compiles or quantises takes longest.
     """
     from support import BACKEND
-    from variants import CASES, PLAIN
+    from variants import CASES, OPTIONAL, PLAIN
 
     share = 3 if BACKEND == "tensorflow" else 6
     first = {cls.__name__: case for case, (cls, _) in reversed(CASES.items())}
@@ -61,7 +63,7 @@ def _mark_more_as_slow(items):
         if case not in CASES:
             continue
         name = CASES[case][0].__name__
-        if name in PLAIN and BACKEND != "torch":
+        if name in PLAIN and case not in OPTIONAL and BACKEND != "torch":
             continue
         test = tests.setdefault(item.function, len(tests))
         left_out = (test + cases.index(case)) % share

@@ -154,6 +154,9 @@ LOOPS = {"CompressiveMemoryAttention-delta_rule", "RecurrentMemoryAttention-toke
 TOKENS = {"RecurrentMemoryAttention-tokens"}
 """Cases with tokens of the input's width among the steps: they can have no other `output_shape`,
 and the weights of the steps do not sum to one."""
+OPTIONAL = {"SoftmaxAttention-capped", "LinearAttention-norm"}
+"""Cases that differ from others in a few lines, so that a part of the quick tests runs them."""
+
 PLAIN = {"SoftmaxAttention", "LinearAttention", "CosFormerAttention"}
 """Variants whose weights are those of `keras.layers.MultiHeadAttention`."""
 
