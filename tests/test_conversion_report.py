@@ -99,6 +99,7 @@ def test_recall_is_the_share_of_whole_keys():
         (lambda: Passkey([1], [2], [3], [6, 7]), r"`keys` must be .* Received: shape \(2,\)"),
         (lambda: Passkey([1], [2], [3], [[0.5]]), r"`keys` must be integers .* dtype float64"),
         (lambda: Passkey([], [2], [3], [[6]]), r"`filler` must have at least one token"),
+        (lambda: TASK.prompts(10, 0), r"`count` must be at least 1. Received: count=0"),
         (lambda: TASK.prompts(7, 1), r"A prompt needs at least 8 tokens.* Received: length=7"),
     ],
 )
@@ -145,6 +146,16 @@ def test_a_report_of_an_encoder_has_a_score_and_no_stream(rng):
     assert "no stream: " in str(found)
 
 
-def test_a_score_beside_labels_is_refused(pair, text):
-    with pytest.raises(ValueError, match="Give `score` or `y`, not both"):
-        report(*pair, *text, score=lambda m: 1.0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score": lambda m: 1.0}, "Give `score` or `y`, not both"),
+        ({"state_steps": ()}, r"`state_steps` needs numbers of at least .*state_steps=\(\)"),
+        ({"state_steps": (8,)}, r"`state_steps` needs numbers of at least .*state_steps=\(8,\)"),
+        ({"errors_before": {"a": 1.0}}, r"`errors_before` must be .*Received: \['a'\]"),
+        ({"mask": np.ones((3, 2))}, r"must have the same examples .* mask of shape \(3, 2\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(options, message, pair, text):
+    with pytest.raises(ValueError, match=message):
+        report(*pair, *text, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -78,7 +79,8 @@ class SoftmaxAttention(CachedAttention):
         **kwargs: Unpack[AttentionOptions],
     ):
         super().__init__(num_heads, key_dim, *args, max_length=max_length, **kwargs)
-        if logit_soft_cap is not None and not logit_soft_cap > 0:
+        is_number = isinstance(logit_soft_cap, numbers.Real)
+        if logit_soft_cap is not None and not (is_number and logit_soft_cap > 0):
             raise ValueError(
                 "`logit_soft_cap` must be None or a number above 0. "
                 f"Received: logit_soft_cap={logit_soft_cap!r}"

@@ -44,10 +44,16 @@ def perplexity(
         batch_size: int. Defaults to `8`.
 
     Raises:
-        ValueError: If nothing counts.
+        ValueError: If nothing counts, or the shapes do not fit together.
     """
     y = np.asarray(ops.convert_to_numpy(y))
     counts = np.ones(y.shape, "bool") if mask is None else ops.convert_to_numpy(mask).astype("bool")
+    steps = tuple(keras.tree.flatten(x)[0].shape[:2])
+    if not steps == y.shape == counts.shape:
+        raise ValueError(
+            "`x`, `y` and `mask` must have the same examples and steps (b, t). Received: "
+            f"x of shape {steps}, y of shape {y.shape}, mask of shape {counts.shape}"
+        )
     if not counts.any():
         raise ValueError(f"No token of `y` counts. Received: y of shape {y.shape}")
     losses = read_outputs(model, _losses, x, y, batch_size=batch_size)

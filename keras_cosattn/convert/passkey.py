@@ -71,10 +71,13 @@ class Passkey:
             seed: int, which keys and places are drawn.
 
         Raises:
-            ValueError: If `length` has no room for the key, the question and the answer.
+            ValueError: If `length` has no room for the key, the question and the answer, or `count`
+                is 0.
         """
         rng, keys = np.random.default_rng(seed), np.asarray(self.keys)
         around = [*self.before, *self.after, *self.question]
+        if count < 1:
+            raise ValueError(f"`count` must be at least 1. Received: count={count}")
         filler = length - len(around) - 2 * keys.shape[1]
         if filler < 0:
             raise ValueError(

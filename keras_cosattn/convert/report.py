@@ -125,12 +125,23 @@ def report(
         A `ConversionReport`.
 
     Raises:
-        ValueError: If both `score` and `y` are given, or `converted` is no conversion of `model`.
+        ValueError: If both `score` and `y` are given, `converted` is no conversion of `model`, or
+            the other arguments do not fit to them.
     """
     if score is not None and y is not None:
         raise ValueError("Give `score` or `y`, not both. `y` is for the perplexity.")
+    if not state_steps or min(state_steps) < WARM_UP + TURNS:
+        raise ValueError(
+            f"`state_steps` needs numbers of at least {WARM_UP + TURNS} steps, which are read to "
+            f"measure the speed. Received: state_steps={state_steps!r}"
+        )
     some = keras.tree.map_structure(lambda a: a[:batch_size], x)
     errors = attention_errors(model, converted, some)
+    if errors_before is not None and set(errors_before) != set(errors):
+        raise ValueError(
+            "`errors_before` must be what `attention_errors` returned for these models. The new "
+            f"layers are {list(errors)}. Received: {list(errors_before)}"
+        )
     if y is not None:
         score = functools.partial(perplexity, x=x, y=y, mask=mask, batch_size=batch_size)
     recalled: dict[int, Pair] = {}
