@@ -77,9 +77,9 @@ def test_a_layer_without_a_projection_for_each_refuses_norms(name):
         make(FIRST[name], use_query_key_norm=True)
 
 
-@pytest.mark.parametrize("cap", [0, -2.5])
+@pytest.mark.parametrize("cap", [0, -2.5, "x"])
 def test_a_cap_of_scores_is_above_zero(cap):
-    with pytest.raises(ValueError, match=f"`logit_soft_cap` must be.*={cap}"):
+    with pytest.raises(ValueError, match=f"`logit_soft_cap` must be.*={cap!r}"):
         SoftmaxAttention(2, 4, logit_soft_cap=cap)
 
 
