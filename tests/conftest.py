@@ -7,7 +7,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests run many shapes a few times each, so compiling takes longer than computing.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-if os.environ.get("KERAS_BACKEND") == "torch":
+import keras
+
+if keras.backend.backend() == "torch":
     import torch
 
     # NumPy reads the tensors of the other backends whether they belong to a gradient or not.
@@ -19,6 +21,11 @@ if os.environ.get("KERAS_BACKEND") == "torch":
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def pytest_runtest_setup(item):
+    """Weights and dropout are drawn alike each time, also for a test that is run alone."""
+    keras.utils.set_random_seed(0)
 
 
 def pytest_collection_modifyitems(config, items):

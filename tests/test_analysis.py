@@ -106,7 +106,6 @@ def test_dilution_tells_uniform_weights_from_one_key():
 
 
 def test_softmax_of_bounded_scores_dilutes_and_the_layer_is_its_function(rng):
-    keras.utils.set_random_seed(0)
     layer, x = SoftmaxAttention(2, 3), inputs(rng, 2, 64, 5)
     rows = analysis.dilution(layer, x, [4, 16, 64])
     weights = layer(x[:, :16], x[:, :16], return_attention_scores=True)[1]
@@ -122,7 +121,6 @@ def test_softmax_of_bounded_scores_dilutes_and_the_layer_is_its_function(rng):
 
 @pytest.mark.parametrize("layer_class", [SoftmaxAttention, LinearAttention])
 def test_dilution_leaves_padding_and_other_packed_sequences_out(layer_class, rng):
-    keras.utils.set_random_seed(0)
     layer, x = layer_class(2, 3), inputs(rng, 2, 9, 5)
     padded = np.concatenate([x, 100 * inputs(rng, 2, 4, 5)], axis=1)
     mask = mask_of((9, 9), 13)

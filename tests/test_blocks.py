@@ -71,7 +71,6 @@ def example():
 @pytest.mark.parametrize("name", LAYERS)
 def test_graphs_have_the_values_and_gradients_of_an_eager_call(name, call):
     """A graph loops with a gradient of its own; an eager call is a plain loop."""
-    keras.utils.set_random_seed(0)
     layer, (x, g) = LAYERS[name](), example()
     layer.build(x.shape, x.shape)
     if call == "packed" and "packed" in layer.cannot:

@@ -81,7 +81,6 @@ def test_short_rows_and_integers_stay_as_they_are_and_dtypes_come_back():
     "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in STREAMING]
 )
 def test_every_stream_keeps_its_outputs(case, rng):
-    keras.utils.set_random_seed(0)
     cls, arguments = CASES[case]
     model = attending(layer_of(cls, 4, 8, num_key_value_heads=2, **arguments))
     x, sizes = inputs(rng, 2, 40, CHANNELS), []
@@ -98,7 +97,6 @@ def test_every_stream_keeps_its_outputs(case, rng):
 @pytest.mark.parametrize("dtype", LEVELS)
 def test_over_100_000_steps_the_error_stays_below_its_bound(dtype, rng):
     """`M / (2 L (1 - decay))` with M the largest entry of a row: docs/compact_state.md."""
-    keras.utils.set_random_seed(0)
     decay = np.array([0.9, 0.99])
     layer = RetentionAttention(2, 8, decay=decay.tolist(), position=None)
     x = inputs(rng, 1, STEPS, CHANNELS)
@@ -130,7 +128,6 @@ def test_over_100_000_steps_the_error_stays_below_its_bound(dtype, rng):
 
 
 def test_masked_steps_change_nothing(rng):
-    keras.utils.set_random_seed(0)
     stream = Streaming(attending(CosFormerAttention(2, 8, horizon=8)), state_dtype="int8")
     _, state = stream(inputs(rng, 2, 5, CHANNELS), stream.initial_state(2))
     before, mask = arrays(state), np.array([[False], [True]])
@@ -146,7 +143,6 @@ def test_masked_steps_change_nothing(rng):
 
 
 def test_reset_save_and_load(rng, tmp_path):
-    keras.utils.set_random_seed(0)
     model = attending(CosFormerAttention(2, 8, horizon=8))
     stream = Streaming(model, state_dtype="int16")
     _, state = stream(inputs(rng, 2, 5, CHANNELS), stream.initial_state(2))
@@ -161,7 +157,6 @@ def test_reset_save_and_load(rng, tmp_path):
 
 
 def test_constant_inputs_are_rounded_too(rng):
-    keras.utils.set_random_seed(0)
     x, context = keras.Input((None, 16)), keras.Input((None, 16), name="context")
     decoder = TransformerDecoder(
         32, attention=CosFormerAttention(2, 8, horizon=8), cross_attention=LinearAttention(2, 8)

@@ -301,7 +301,6 @@ def test_from_config_gives_the_same_layer(case):
     ],
 )
 def test_trains(case, jit, length, rng):
-    keras.utils.set_random_seed(0)
     model = keras.Sequential([model_of(build(case, dropout=0.1), length), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit)
     data = inputs(rng, 8, 13, WIDTH)
@@ -334,7 +333,6 @@ def test_half_precision_is_float32_to_its_precision(case, policy, length, rng):
 
 @every_case
 def test_lora_and_int8_reach_the_projections(case, rng):
-    keras.utils.set_random_seed(0)
     layer, x = build(case), inputs(rng, 2, 13, WIDTH)
     causal = case in CAUSAL
     before = layer(x, x, use_causal_mask=causal)

@@ -47,7 +47,6 @@ def bidirectional():
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(0)
     return causal(CosFormerAttention(2, 4, horizon=8))
 
 

@@ -38,7 +38,6 @@ def convolution(activation=None):
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(0)
     return sensor()
 
 

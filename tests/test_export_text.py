@@ -132,7 +132,6 @@ def test_a_text_is_cut_off_between_its_start_and_end():
 
 
 def test_bytes_in_a_file_that_needs_tensorflow_alone(tmp_path):
-    keras.utils.set_random_seed(0)
     model = classifier(ByteTokenizer().vocabulary_size)
     report = export.to_saved_model(model, tmp_path / "m", tokenizer=ByteTokenizer())
     assert report.signatures["serve_text"] == {
@@ -158,7 +157,6 @@ def test_bytes_in_a_file_that_needs_tensorflow_alone(tmp_path):
 
 @needs_tensorflow_text
 def test_word_pieces_in_a_file_that_streams_too(tmp_path):
-    keras.utils.set_random_seed(0)
     tokenizer = WordPieceTokenizer(PIECES, start="[CLS]")
     model = tagger(tokenizer.vocabulary_size)
     report = export.to_saved_model(model, tmp_path / "m", tokenizer=tokenizer)

@@ -46,7 +46,6 @@ def built(name, rng=None, **arguments):
     With one in ten draws a query shares nearly no DPFP feature with the keys before it. It divides
     by a number near zero then, and half-precision projections give another output in any map.
     """
-    keras.utils.set_random_seed(0)
     layer = LinearAttention(
         6, 5, num_key_value_heads=3, value_dim=7, feature_map=MAPS[name], **arguments
     )
@@ -123,7 +122,6 @@ def test_a_layer_with_the_map_is_saved_and_loaded(name, rng, tmp_path):
     [name if name == "hedgehog" else pytest.param(name, marks=pytest.mark.slow) for name in MAPS],
 )
 def test_the_map_trains_in_a_compiled_model(name, rng):
-    keras.utils.set_random_seed(0)
     x = keras.Input((None, WIDTH))
     model = keras.Model(x, keras.layers.Dense(1)(built(name)(x, x, use_causal_mask=True)))
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=True)

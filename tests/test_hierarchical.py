@@ -422,7 +422,6 @@ def test_what_a_stream_cannot_know_is_refused(rng):
 @pytest.mark.slow
 @both_ways
 def test_given_units_train_under_jit(causal, rng):
-    keras.utils.set_random_seed(0)
     x, ids = keras.Input((None, WIDTH)), keras.Input((None,), dtype="int32")
     attention = HierarchicalAttention(2, 4, unit_sizes=(4, 2), max_units=13)
     y = attention(x, x, unit_ids=ids, use_causal_mask=causal)

@@ -14,11 +14,6 @@ HEADS, SHARED, D, E, WIDTH = 6, 3, 5, 7, 11
 EXACT = 1e-6  # the same sums, at most in another order
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
 def build(**arguments):
     arguments = {"num_key_value_heads": SHARED, "value_dim": E, **arguments}
     layer = LowRankAttention(HEADS, D, bias_initializer="normal", **arguments)

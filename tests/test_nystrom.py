@@ -18,11 +18,6 @@ CONVERGED = 16  # with more, singular values that are but rounding would be inve
 INVERTED = 1e-4  # float32, times the condition of the landmarks' matrix
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
 def build(**arguments):
     arguments = {"num_key_value_heads": SHARED, "value_dim": E, **arguments}
     layer = NystromAttention(HEADS, D, bias_initializer="normal", **arguments)

@@ -110,7 +110,6 @@ def test_the_mean_output_approaches_softmax_attention(rng):
 
 def test_the_layer_approaches_softmax_attention(rng):
     x = 0.4 * inputs(rng, 2, 13, WIDTH)
-    keras.utils.set_random_seed(0)
     softmax = keras.layers.MultiHeadAttention(2, D)
     exact = to_numpy(softmax(x, x, use_causal_mask=True))
     errors = []

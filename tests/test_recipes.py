@@ -38,7 +38,6 @@ def command(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(0)
     x = keras.Input((None, CHANNELS))
     y = CosFormerAttention(2, 4, horizon=8)(x, x, use_causal_mask=True)
     return keras.Model(x, keras.layers.Dense(3)(y), name="causal")

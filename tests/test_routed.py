@@ -221,7 +221,6 @@ def test_gradient_reaches_every_path_and_the_router(top_k, rng):
 
 @pytest.mark.parametrize(("jit", "options"), [(True, {"top_k": 1}), (False, {})], ids=str)
 def test_trains_with_its_loss(jit, options, rng):
-    keras.utils.set_random_seed(0)
     layer = RoutedAttention(paths()[1:], load_balancing=0.1, routing_iterations=1, **options)
     x = keras.Input((T, M))
     model = keras.Model(x, layer(x, x, use_causal_mask=True))
@@ -267,7 +266,6 @@ def test_a_full_mask_goes_to_all_paths_that_take_it(rng):
 )
 @pytest.mark.parametrize("pieces", [[1] * 13, [4, 1, 8]], ids=str)
 def test_whole_equals_pieces(options, pieces, rng):
-    keras.utils.set_random_seed(0)
     block = TransformerDecoder(16, attention=RoutedAttention(paths(), **options))
     x = keras.Input((None, M))
     model, data = keras.Model(x, block(x)), inputs(rng, B, T, M)

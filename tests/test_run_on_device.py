@@ -45,7 +45,6 @@ pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need Te
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(0)
     x = keras.Input((None, CHANNELS))
     y = CausalConv1D(8, 3)(PositionEmbedding(LIMIT)(x))
     y = LinearAttention(2, 4)(y, y, use_causal_mask=True)

@@ -187,7 +187,6 @@ def test_students_read_texts_that_are_longer_than_the_positions(name, teacher):
 
 @pytest.mark.parametrize("name", [pytest.param("Hedgehog", marks=pytest.mark.slow), "segments"])
 def test_a_student_learns_attention(name, teacher):
-    keras.utils.set_random_seed(0)
     student, texts = encoder_of(teacher, name), texts_of(600, 700, 50, 200)
     batches = encoder_data.batches(texts, 12, seed=0)
     assert {x.shape for x in batches} == {(32, 32), (8, 128), (2, 512)}

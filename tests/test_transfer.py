@@ -121,7 +121,6 @@ class Subclassed(keras.Model):
 
 
 def test_the_layers_of_a_subclassed_model_learn(rng):
-    keras.utils.set_random_seed(0)
     model, x = Subclassed(), inputs(rng, 8, 12, 8)
     model(x)
     found = replace_attention(model, WINDOWED)
