@@ -471,7 +471,7 @@ def generated(model, sampler="greedy", stop=None):
     return model.generate({"token_ids": tokens, "padding_mask": given}, stop_token_ids=stop)
 
 
-@pytest.mark.parametrize("name", ["GPT2", "Llama", "Gemma2"])
+@pytest.mark.parametrize("name", ["GPT2", "Llama", "Qwen3", "Gemma2", "Gemma3"])
 def test_a_language_model_of_keras_hub_generates_with_a_state(name, keras_hub):
     model = language_model(keras_hub, name)
     found = replace_attention(model, SOFTMAX)

@@ -1,4 +1,4 @@
-"""The README's code runs, in the order in which it stands there."""
+"""The README's code runs, in the order in which it stands there, and links lead somewhere."""
 
 import pathlib
 import re
@@ -7,7 +7,8 @@ import pytest
 from support import BACKEND
 from variants import CANNOT, VARIANTS
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the README's first block exports")
@@ -38,3 +39,24 @@ def test_the_table_of_layers_says_what_each_layer_says():
         said = [set(cannot) for case, cannot in CANNOT.items() if case.startswith(f"{name}-")]
         assert refused in said, line
         assert all(cell.startswith(("yes", "no: ", "if all do")) for cell in cells), line
+
+
+def anchors(text):
+    """Of the headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+FOLDERS = [".", "docs", "export", "benchmarks", "benchmarks/results"]
+
+
+PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
