@@ -4,6 +4,7 @@ import itertools
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import keras
 import numpy as np
@@ -460,7 +461,7 @@ def test_a_causal_model_of_keras_hub_streams_and_loads(name, keras_hub, rng, tmp
 
 def language_model(keras_hub, name):
     cls = getattr(keras_hub.models, f"{class_name(name)}CausalLM")
-    return cls(backbone(keras_hub, name, spread=1.5))
+    return cls(backbone=backbone(keras_hub, name, spread=1.5), preprocessor=None)
 
 
 def generated(model, sampler="greedy", stop=None):
@@ -468,7 +469,10 @@ def generated(model, sampler="greedy", stop=None):
     given = np.arange(12) < np.array([5, 3])[:, None]
     tokens = np.random.default_rng(3).integers(1, 50, given.shape) * given
     model.compile(sampler=sampler)
-    return model.generate({"token_ids": tokens, "padding_mask": given}, stop_token_ids=stop)
+    x = {"token_ids": tokens, "padding_mask": given}
+    if type(model).__name__ == "Gemma3CausalLM":
+        x["images"] = np.zeros((2, 0, 8, 8, 3))  # none, which KerasHub 0.32 wants to hear
+    return model.generate(x, stop_token_ids=stop)
 
 
 @pytest.mark.parametrize("name", ["GPT2", "Llama", "Qwen3", "Gemma2", "Gemma3"])
@@ -481,6 +485,36 @@ def test_a_language_model_of_keras_hub_generates_with_a_state(name, keras_hub):
     stop = [int(expected[0, 7])]
     for key, y in generated(found, stop=stop).items():
         np.testing.assert_array_equal(y, generated(model, stop=stop)[key])
+
+
+def test_the_sampler_stays(keras_hub, tmp_path):
+    model = language_model(keras_hub, "Gemma2")
+    for given in (None, keras_hub.samplers.TopPSampler(p=0.3)):
+        if given is not None:
+            model.compile(sampler=given)
+        found = replace_attention(model, SOFTMAX)
+        assert found.sampler is model.sampler
+        found.compile(jit_compile=False)
+        found.save(tmp_path / "m.keras")
+        loaded = keras.models.load_model(tmp_path / "m.keras")
+        assert loaded.sampler.get_config() == model.sampler.get_config()
+        assert type(loaded.sampler) is type(model.sampler)
+        found.compile(sampler="random")
+        assert isinstance(found.sampler, keras_hub.samplers.RandomSampler)
+
+
+def test_gemma_3_stops_at_the_end_of_its_turn(keras_hub, monkeypatch):
+    preprocessor = mock.Mock(spec=keras_hub.models.Gemma3CausalLMPreprocessor)
+    preprocessor.tokenizer = mock.Mock(end_token_id=1, token_to_id={"<end_of_turn>": 7}.get)
+    stops = []
+    monkeypatch.setattr(
+        keras_hub.models.CausalLM, "generate", lambda *given: stops.append(given[3])
+    )
+    converted = replace_attention(language_model(keras_hub, "Gemma3"), SOFTMAX)
+    converted.preprocessor = preprocessor
+    converted.generate("a")
+    converted.generate("a", stop_token_ids=None)
+    assert stops == [[1, 7], None]
 
 
 def test_a_language_model_of_keras_hub_with_linear_attention(keras_hub, tmp_path):

@@ -11,6 +11,7 @@ from keras import ops
 from keras_cosattn.streaming import Streaming
 
 Tensor = Any
+GEMMA_3 = keras_hub.models.Gemma3CausalLMPreprocessor
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -25,20 +26,49 @@ class StreamingCausalLM(keras_hub.models.CausalLM):
         backbone: A causal model from `{"token_ids": ..., "padding_mask": ...}` to logits
             `(b, t, V)`, which can stream.
         preprocessor: A `keras_hub.models.CausalLMPreprocessor`, or `None`. Defaults to `None`.
+        sampler: Name or `keras_hub.samplers.Sampler`, of `generate` if `compile` gets none. It is
+            saved with the model. Defaults to `"top_k"`.
         **kwargs: As for `keras_hub.models.CausalLM`.
     """
 
-    def __init__(self, backbone: keras.Model, preprocessor: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        backbone: keras.Model,
+        preprocessor: Any = None,
+        sampler: Any = "top_k",
+        **kwargs: Any,
+    ) -> None:
         self.backbone = backbone
         self.preprocessor = preprocessor
+        self.sampler = sampler
         super().__init__(inputs=backbone.input, outputs=backbone(backbone.input), **kwargs)
         self._stream: Any = None  # made by the first `generate`
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "sampler": keras_hub.samplers.serialize(self.sampler)}
+
+    def compile(self, *args: Any, sampler: Any = None, **kwargs: Any) -> None:
+        super().compile(*args, sampler=self.sampler if sampler is None else sampler, **kwargs)
 
     def make_generate_function(self) -> Any:
         """Return the compiled `generate_step`. The first call checks that the model can stream."""
         if self._stream is None:
             self._stream = Streaming(self.backbone)
         return super().make_generate_function()
+
+    def generate(
+        self,
+        inputs: Any,
+        max_length: int | None = None,
+        stop_token_ids: Any = "auto",
+        strip_prompt: bool = False,
+    ) -> Any:
+        """As `keras_hub.models.CausalLM.generate`; Gemma 3 stops at the end of its turn, too."""
+        processor = self.preprocessor
+        if stop_token_ids == "auto" and isinstance(processor, GEMMA_3):
+            tokenizer = processor.tokenizer
+            stop_token_ids = [tokenizer.end_token_id, tokenizer.token_to_id("<end_of_turn>")]
+        return super().generate(inputs, max_length, stop_token_ids, strip_prompt)
 
     def generate_step(self, inputs: dict[str, Tensor], stop_token_ids: Any = None) -> Any:
         """Continue one batch of prompts, as KerasHub's samplers ask for it.

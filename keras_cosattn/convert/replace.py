@@ -63,7 +63,8 @@ def replace_attention(
             tells whether to replace it. Defaults to `None`, all.
 
     Returns:
-        A Keras model. A functional or sequential one is compiled as `model` is.
+        A Keras model. A functional or sequential one is compiled as `model` is. A language model
+        of KerasHub keeps its sampler.
 
     Raises:
         ValueError: If the model is not built, has LoRA weights or is quantised, if no layer was
@@ -96,7 +97,7 @@ def replace_attention(
     # The copy of a task is a backbone that ends in logits; a copy of that has no head of its own.
     ends = model.backbone if isinstance(model, StreamingCausalLM) else model
     copy = _Conversion(ends, attention, where).run()
-    return StreamingCausalLM(copy, preprocessor=model.preprocessor, name=model.name)
+    return StreamingCausalLM(copy, model.preprocessor, model.sampler, name=model.name)
 
 
 def equal_model(model: keras.Model) -> keras.Model:
