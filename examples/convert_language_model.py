@@ -14,6 +14,7 @@ computed again, also within a stage.
 import quiet  # isort: skip  # noqa: F401  before TensorFlow
 import argparse
 import datetime
+import gc
 import importlib.resources
 import json
 import os
@@ -118,6 +119,7 @@ class Stages:
         if name not in self.found:
             print(f"{name} ...", flush=True)
             self.found[name] = compute()
+            gc.collect()  # the graph of a model holds the model
             with atomic_write(self.path) as new:
                 new.write_text(json.dumps(self.found, indent=1))
         return self.found[name]
@@ -129,6 +131,7 @@ class Stages:
             print(f"{name} ...", flush=True)
             unfinished = path.with_name("unfinished.keras")
             make().save(unfinished)
+            gc.collect()
             unfinished.replace(path)
         return path
 
@@ -161,7 +164,7 @@ def main():
     given = parser.parse_args()
     epochs, lengths = 10, (256, 1024, 4096)
     if given.quick:
-        given.length, given.transfer_steps, given.tune_steps = 128, 6, 4
+        given.length, given.transfer_steps, given.tune_steps = 192, 6, 4
         given.test_windows, epochs, lengths = 4, 2, (128,)
         given.folder = given.folder.with_name(given.folder.name + "_quick")
     stages = Stages(given.folder)

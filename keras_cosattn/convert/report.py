@@ -156,8 +156,10 @@ def report(
     except ValueError as error:
         no_stream = str(error)
     else:
-        states = {n: (_cache_bytes(model, n), _bytes_at(stream, n)) for n in state_steps}
-        speeds = {state_steps[0]: _speeds(_cached(model, state_steps[0]), stream, some)}
+        capacity = state_steps[0]
+        cached = _cached(model, capacity)
+        states = {n: (_cache_bytes(cached, capacity, n), _bytes_at(stream, n)) for n in state_steps}
+        speeds = {capacity: _speeds(cached, stream, some)}
     return ConversionReport(
         errors=errors,
         errors_before=dict(errors_before or {}),
@@ -181,10 +183,11 @@ def _cached(model: keras.Model, steps: int) -> Streaming:
     return Streaming(_streamed(replace_attention(model, attention)))
 
 
-def _cache_bytes(model: keras.Model, steps: int) -> int:
-    """The bytes of the caches of `steps` steps. They grow by the same number with each step."""
-    few, more = (_cached(model, n).state_bytes for n in (32, 64))
-    return few + (more - few) * (steps - 32) // 32
+def _cache_bytes(cached: Streaming, capacity: int, steps: int) -> int:
+    """The bytes of the state with caches of `steps` steps, in place of `capacity` steps."""
+    tensors = map(ops.convert_to_numpy, keras.tree.flatten(cached.initial_state(1)))
+    of_a_step = sum(x.nbytes // capacity for x in tensors if x.shape[1:2] == (capacity,))
+    return cached.state_bytes + of_a_step * (steps - capacity)
 
 
 def _bytes_at(stream: Streaming, steps: int) -> int | None:
