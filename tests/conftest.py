@@ -1,3 +1,4 @@
+import collections
 import os
 
 import numpy as np
@@ -45,6 +46,7 @@ def pytest_collection_modifyitems(config, items):
     if asked:
         return
     _mark_more_as_slow(items)
+    _take_samples(items)
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
@@ -78,3 +80,15 @@ def _mark_more_as_slow(items):
         long = BACKEND == "torch" and (parameters.get("jit") or "int8" in item.name)
         if left_out or newer or long:
             item.add_marker(pytest.mark.slow)
+
+
+def _take_samples(items):
+    """Of a test that is marked with `sample(n)`, run each n-th case."""
+    seen = collections.Counter()
+    for item in items:
+        sample = item.get_closest_marker("sample")
+        if sample is None or "slow" in item.keywords:
+            continue
+        if seen[item.function] % sample.args[0]:
+            item.add_marker(pytest.mark.slow)
+        seen[item.function] += 1

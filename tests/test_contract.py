@@ -48,6 +48,7 @@ def model_of(layer, length=None):
 
 @pytest.mark.parametrize("case", STREAMING)
 @pytest.mark.parametrize("pieces", [[13], [1] * 13, [4, 1, 7, 1], [12, 1]], ids=str)
+@pytest.mark.sample(2)
 def test_whole_equals_pieces_equals_single_steps(case, pieces, rng):
     model = model_of(build(case))
     x = inputs(rng, 2, 13, WIDTH)
@@ -243,6 +244,7 @@ def test_a_padding_mask_of_attention_shape_is_a_mask_of_the_values(case, causal,
 
 
 @every_direction
+@pytest.mark.sample(3)
 def test_that_two_arguments_are_one_object_changes_nothing(case, causal, rng):
     layer, mask = build(case), mask_of(LENGTHS, 13, "left")
     x = keras.ops.convert_to_tensor(inputs(rng, 3, 13, WIDTH))
@@ -300,6 +302,7 @@ def test_from_config_gives_the_same_layer(case):
         pytest.param(False, 13, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.sample(2)
 def test_trains(case, jit, length, rng):
     model = keras.Sequential([model_of(build(case, dropout=0.1), length), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit)
@@ -332,6 +335,7 @@ def test_half_precision_is_float32_to_its_precision(case, policy, length, rng):
 
 
 @every_case
+@pytest.mark.sample(3)
 def test_lora_and_int8_reach_the_projections(case, rng):
     layer, x = build(case), inputs(rng, 2, 13, WIDTH)
     causal = case in CAUSAL

@@ -54,6 +54,7 @@ def test_masked_steps_may_hold_anything(case, causal, junk, rng):
 
 @every_stream
 @every_junk
+@pytest.mark.sample(2)
 def test_masked_steps_of_a_stream_may_hold_anything(case, junk, rng):
     x, mask = inputs(rng, 2, 9, WIDTH), rng.random((2, 9)) < 0.6
     one = keras.Input((None, WIDTH))
@@ -91,6 +92,7 @@ def unknown_sizes(function):
 
 
 @every_direction
+@pytest.mark.sample(2)
 def test_a_graph_of_any_size_takes_an_empty_batch(case, causal, rng):
     layer = build(case)
     run = unknown_sizes(lambda x: layer(x, x, use_causal_mask=causal))
@@ -105,6 +107,7 @@ def test_a_graph_of_any_size_takes_an_empty_batch(case, causal, rng):
 
 
 @every_stream
+@pytest.mark.sample(2)
 def test_a_chunk_of_no_steps_changes_nothing(case, rng):
     one = keras.Input((None, WIDTH))
     stream = Streaming(keras.Model(one, build(case)(one, one, use_causal_mask=True)))
@@ -199,6 +202,7 @@ def test_an_over_long_example_never_reaches_the_weights(name, jit):
 
 @every_limit
 @pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.sample(3)
 def test_padding_does_not_count_in_fit_evaluate_and_predict(name, jit, rng):
     x = inputs(rng, 4, 12, WIDTH)
     x[~mask_of((8, 3, 5, 7), 12)] = 0

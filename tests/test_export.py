@@ -24,6 +24,7 @@ from keras_cosattn import (
 )
 from keras_cosattn import export as exporting
 from keras_cosattn.export import checks
+from keras_cosattn.export.tflite_graph import TFLiteGraph
 
 RECIPES = pathlib.Path(exporting.__file__).parent
 PROGRAMS = pathlib.Path(__file__).parent / "programs"
@@ -57,6 +58,7 @@ def tflite(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", STREAMING)
+@pytest.mark.sample(2)
 def test_every_streaming_variant_becomes_a_tflite_file_of_builtins(case, tmp_path, rng):
     from ai_edge_litert.interpreter import Interpreter
 
@@ -119,6 +121,26 @@ def test_weights_are_stored_once(tmp_path):
     report = exporting.to_tflite(model, tmp_path / "model.tflite")
     weights = 4 * model.count_params()
     assert weights < report.size < 1.7 * weights
+
+
+def test_constants_outside_the_tables_of_a_large_file_are_arrays(tflite, monkeypatch):
+    """LiteRT's tool reads them as bytes, and packs these one at a time."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    read = flatbuffer_utils.read_model_from_bytearray
+
+    def as_bytes(content):
+        model = read(content)
+        for buffer in model.buffers:
+            buffer.data = None if buffer.data is None else bytes(buffer.data)
+        return model
+
+    content = tflite[0].read_bytes()
+    packed = TFLiteGraph(content).pack()
+    monkeypatch.setattr(flatbuffer_utils, "read_model_from_bytearray", as_bytes)
+    graph = TFLiteGraph(content)
+    assert {type(buffer.data) for buffer in graph.model.buffers} <= {np.ndarray, type(None)}
+    assert graph.pack() == packed
 
 
 def test_a_bidirectional_model_gets_one_signature_and_the_reason(tmp_path):

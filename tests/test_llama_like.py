@@ -166,6 +166,7 @@ def test_padding_equals_truncation(kinds, side, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.sample(2)
 def test_a_hybrid_trains_and_is_saved(dtype, rng, tmp_path):
     model, ids = llama(["linear", "softmax"], dtype), tokens(rng, 8, 21)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -180,6 +181,7 @@ def test_a_hybrid_trains_and_is_saved(dtype, rng, tmp_path):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
 @pytest.mark.parametrize("quantize", [None, "float16", "dynamic_int8"])
+@pytest.mark.sample(3)
 def test_a_hybrid_becomes_a_file_that_streams(quantize, tmp_path):
     """The export compares the file with the model before it keeps it."""
     model = random_llama(["linear", "softmax"])

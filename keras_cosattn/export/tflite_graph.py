@@ -35,6 +35,9 @@ class TFLiteGraph:
             if content[4:8] != b"TFL3":
                 raise ValueError("the bytes that identify the format are missing")
             self.model = self._tools.read_model_from_bytearray(content)
+            for buffer in self.model.buffers:
+                if buffer.data is not None:  # bytes would be packed one by one, in minutes
+                    buffer.data = np.frombuffer(buffer.data, "uint8")
             self.model.signatureDefs = self.model.signatureDefs or [self._main()]
             self.signatures = {
                 signature.signatureKey.decode(): signature.subgraphIndex
