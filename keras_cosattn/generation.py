@@ -80,8 +80,9 @@ def generate(
         ended |= np.isin(chosen, list(stop_token_ids))
         if len(found) < max_new_tokens and not ended.all():
             step = chosen[:, None]
-            every = np.ones_like(step, "bool")
-            logits, state = stream(probe.token_inputs(stream.model, step, every), state)
+            going_on = ~ended[:, None]  # only their steps count
+            x = probe.token_inputs(stream.model, step, going_on)
+            logits, state = stream(x, state, going_on if ended.any() else None)
             logits = logits[:, 0]
     return np.stack(found, axis=1) if found else tokens[:, :0]
 

@@ -1,4 +1,5 @@
 import collections
+import gc
 import os
 
 import numpy as np
@@ -17,6 +18,14 @@ if keras.backend.backend() == "torch":
     torch.Tensor.__array__ = lambda self, *args, **kwargs: np.asarray(
         self.numpy(force=True), *args, **kwargs
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _old_graphs():
+    """TensorFlow never lets go of a graph, and Python would search them all for garbage."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

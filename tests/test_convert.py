@@ -414,6 +414,8 @@ def test_a_vision_encoder_of_keras_hub_is_equal_with_softmax(keras_hub, rng):
     assert_close(found(data), model(data), EXACT)
     linear = replace_attention(found, LinearAttention(1, 1))
     assert kinds(linear) == {"self_attention": "LinearAttention"}
+    encoder.trainable = False
+    assert not replace_attention(model, LinearAttention(1, 1)).trainable_weights
 
 
 @pytest.mark.parametrize("name", ["Gemma2", "Gemma3"])
@@ -501,6 +503,26 @@ def test_the_sampler_stays(keras_hub, tmp_path):
         assert type(loaded.sampler) is type(model.sampler)
         found.compile(sampler="random")
         assert isinstance(found.sampler, keras_hub.samplers.RandomSampler)
+
+
+def test_a_language_model_of_keras_hub_is_compiled_as_before(keras_hub):
+    model = language_model(keras_hub, "Llama")
+    optimizer = keras.optimizers.SGD(0.5)
+    model.compile(optimizer, "mse", run_eagerly=True, sampler="greedy")
+    found = replace_attention(model, SOFTMAX)
+    assert type(found.optimizer) is keras.optimizers.SGD
+    assert found.optimizer is not optimizer
+    assert (found.loss, found.run_eagerly) == ("mse", True)
+    assert not found.backbone.compiled  # an optimizer there would double the file
+
+
+@pytest.mark.parametrize(("name", "where"), [("Llama", "transformer_layer_1"), ("Bert", None)])
+def test_a_frozen_backbone_of_keras_hub_stays_frozen(name, where, keras_hub):
+    model = backbone(keras_hub, name)
+    model.trainable = False
+    found = replace_attention(model, LinearAttention(1, 1), where)
+    assert found.weights
+    assert not found.trainable_weights
 
 
 def test_gemma_3_stops_at_the_end_of_its_turn(keras_hub, monkeypatch):

@@ -14,7 +14,7 @@ from keras.layers import Layer
 
 from keras_cosattn.attention import Attention, SoftmaxAttention
 from keras_cosattn.convert.keras_hub_decoders import gemma3_decoder, gemma_decoder, llama_decoder
-from keras_cosattn.convert.weights import arrays_of, assign, build_like
+from keras_cosattn.convert.weights import arrays_of, assign, assign_in_order, build_like
 from keras_cosattn.positions import PositionEmbedding
 from keras_cosattn.transformer import TransformerDecoder, TransformerEncoder
 
@@ -39,7 +39,7 @@ def _decoder(old: Any) -> Layer:
     shapes = [config.pop(f"{name}_sequence_shape", None) for name in ("decoder", "encoder")]
     new = TransformerDecoder.from_config(config)
     new.build(*(shape for shape in shapes if shape is not None))
-    new.set_weights(old.get_weights())
+    assign_in_order(new, old)
     return new
 
 

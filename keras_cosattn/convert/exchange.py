@@ -9,7 +9,7 @@ import keras
 from keras.layers import Layer
 
 from keras_cosattn.attention import Attention
-from keras_cosattn.convert.weights import PROJECTIONS, arrays_of, assign, keep_frozen
+from keras_cosattn.convert.weights import PROJECTIONS, assign, by_name, keep_frozen
 from keras_cosattn.transformer import TransformerEncoder
 
 Replacement = Attention | Callable[[Any], Attention]
@@ -19,6 +19,14 @@ SIZES = (
     "output_shape", "attention_axes", "use_query_key_norm", "query_key_norm_epsilon",
 )  # fmt: skip
 """Arguments that the weights of the old layer decide."""
+
+PARTS = {"use_gate": (), "use_query_key_norm": ("query_key_norm_epsilon",)}
+"""Those of them that a new layer may have where the old one does not, and what belongs to them."""
+
+TRAINING = ("dropout", "seed", *(f"{part}_{kind}" for part in ("kernel", "bias")
+                                 for kind in ("regularizer", "constraint")),
+            "activity_regularizer")  # fmt: skip
+"""Arguments that a new layer has from the old one unless they are given."""
 
 
 def exchange(layer: Layer, attention: Replacement) -> Layer:
@@ -36,6 +44,7 @@ def exchange(layer: Layer, attention: Replacement) -> Layer:
         ]
         new = keras.Sequential(parts, name=layer.name)
         new.build(layer.input_shape)
+        keep_frozen(new, layer)
         return new
     if isinstance(layer, Attention):
         return _built_like(_make(attention, layer), layer)
@@ -63,7 +72,10 @@ def _make(attention: Replacement, old: Attention) -> Attention:
             f"{type(attention).__name__} cannot do. Give another layer as `attention`, or a "
             "function that returns this one, without the norms."
         )
-    config |= {name: given[name] for name in SIZES if name in config}
+    own = {x for name, more in PARTS.items() for x in (name, *more)
+           if config.get(name) and not given.get(name)}  # fmt: skip
+    config |= {name: given[name] for name in SIZES if name in config and name not in own}
+    config |= {name: given.get(name) for name in TRAINING if name in config and not config[name]}
     config |= {name: given[name] for name in ("name", "dtype", "trainable")}
     kind = getattr(old.position, "kind", None)
     if config.get("position") is None and kind in type(attention).accepts_positions:
@@ -78,17 +90,25 @@ def _make(attention: Replacement, old: Attention) -> Attention:
 def _built_like(new: Any, old: Any) -> Layer:
     new.build_from_config(old.get_build_config())
     if isinstance(new, Attention):
-        _take_projections(new, old)
+        _take_shared(new, old)
     else:
-        assign(new, arrays_of(old))
-        _take_projections(new.self_attention, old.self_attention)
+        around = {n: x for n, x in by_name(old).items() if not n.startswith("self_attention/")}
+        assign(new, around)
+        _take_shared(new.self_attention, old.self_attention)
     keep_frozen(new, old)
     return new
 
 
-def _take_projections(new: Any, old: Attention) -> None:
-    """Give a layer, and each path of a `RoutedAttention`, the projections of another layer."""
-    values = {name: x for name, x in arrays_of(old).items() if name.split("/")[0] in PROJECTIONS}
+def _take_shared(new: Any, old: Any) -> None:
+    """Give a layer, and each path of a `RoutedAttention`, the projections of another layer.
+
+    With them goes what its position has learned, if the new layer has the same.
+    """
+    names = {*PROJECTIONS}
+    if old.position is not None and new.position is not None:
+        positions = [layer.get_config()["position"] for layer in (new, old)]
+        names |= {old.position.name} if positions[0] == positions[1] else set()
+    values = {name: x for name, x in by_name(old).items() if name.split("/")[0] in names}
     for layer in (new, *getattr(new, "paths", ())):
         assign(layer, values)
 

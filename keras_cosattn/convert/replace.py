@@ -10,19 +10,22 @@ import keras
 from keras.layers import Layer
 
 from keras_cosattn.attention import Attention
+from keras_cosattn.convert.clones import clone, compile_like
 from keras_cosattn.convert.equivalents import DECODERS, EMBEDDINGS, class_of, equivalent_of
 from keras_cosattn.convert.exchange import Replacement, exchange
 from keras_cosattn.convert.keras_hub_decoders import CannotConvertError
-from keras_cosattn.convert.rewired import Rewired, attribute, attributes, has_attribute
-from keras_cosattn.convert.weights import arrays_of, assign, keep_frozen
+from keras_cosattn.convert.rewired import Rewired, attribute, attributes, has_attribute, in_tuple
+from keras_cosattn.convert.weights import assign_in_order, keep_frozen
 from keras_cosattn.transformer import TransformerDecoder
 
 Where = Callable[[Any], bool] | Collection[str] | None
+GRAPHS = keras.Sequential, keras.Function
 
 _MADE_LATER = (
     "it is the attribute `{path}` of a {cls}, which its constructor does not make. Make it there, "
     "not in `build`"
 )
+_IN_TUPLE = "it is `{path}` of a {cls}, which is in a tuple. Keep it in a list"
 
 
 def replace_attention(
@@ -55,16 +58,16 @@ def replace_attention(
 
     Args:
         model: A built Keras model. Models inside it are converted too.
-        attention: An attention layer of this package. Each place gets a copy with the sizes of the
-            layer that was there, its name, dtype and `trainable`, and its position, window and cap
-            of the scores if it takes them. Or a function from the old layer, as one of this
-            package, to the new one.
+        attention: An attention layer of this package. Each place gets a copy with the name, sizes,
+            dtype and `trainable` of the layer that was there. Its dropout, regularizers, position,
+            window and cap of the scores are those of that layer unless you give others. Or a
+            function from the old layer, as one of this package, to the new one.
         where: The name or names of layers or blocks of the model, or a function of a layer that
             tells whether to replace it. Defaults to `None`, all.
 
     Returns:
-        A Keras model. A functional or sequential one is compiled as `model` is. A language model
-        of KerasHub keeps its sampler.
+        A Keras model. A functional or sequential one is compiled as `model` is, with an optimizer
+        and metrics of its own. A language model of KerasHub keeps its sampler.
 
     Raises:
         ValueError: If the model is not built, has LoRA weights or is quantised, if no layer was
@@ -91,13 +94,20 @@ def replace_attention(
         raise ValueError(f"`model` must be a built Keras model. Received: {model!r}")
     _refuse_adapted(model)
     if not generates(model):
-        return _Conversion(model, attention, where).run()
+        copy = _Conversion(model, attention, where).run()
+        if isinstance(model, GRAPHS):
+            compile_like(copy, model)
+        return copy
     from keras_cosattn.convert.causal_lm import StreamingCausalLM
 
     # The copy of a task is a backbone that ends in logits; a copy of that has no head of its own.
     ends = model.backbone if isinstance(model, StreamingCausalLM) else model
     copy = _Conversion(ends, attention, where).run()
-    return StreamingCausalLM(copy, model.preprocessor, model.sampler, name=model.name)
+    task = StreamingCausalLM(
+        copy, model.preprocessor, model.sampler, name=model.name, compile=False
+    )
+    compile_like(task, model)
+    return task
 
 
 def equal_model(model: keras.Model) -> keras.Model:
@@ -126,15 +136,16 @@ class _Conversion:
     def run(self) -> keras.Model:
         copy: Any = self._layer(self._model)
         self._check()
-        if not _has_graph(self._model) and self._replaced:
+        if not isinstance(self._model, GRAPHS) and self._replaced:
             copy.layer.build_from_config(self._model.get_build_config())
         for old, new in self._copied:
-            new.set_weights(old.get_weights())
+            assign_in_order(new, old)
             keep_frozen(new, old)
         for old, new, replaced in self._rewired_layers:
-            assign(new.layer, arrays_of(old))
-            for path, layer in replaced.items():
-                attribute(new.layer, path).set_weights(layer.get_weights())
+            pairs = {path: (layer, attribute(old, path)) for path, layer in new.replaced.items()}
+            assign_in_order(new.layer, old, pairs.values())
+            for path, (layer, before) in pairs.items():
+                assign_in_order(layer, replaced.get(path, before))
             keep_frozen(new, old)
         return copy
 
@@ -153,27 +164,17 @@ class _Conversion:
                 f"No layer of '{name}' was replaced. Those that attend: {self._attending}"
             )
 
-    def _clone(self, model: keras.Model) -> keras.Model:
-        copy = keras.models.clone_model(
-            model,
-            clone_function=self._layer,
-            call_function=None if isinstance(model, keras.Sequential) else _call,
-        )
-        if not copy.built:
-            copy.build(model.input_shape)
-        return copy
-
     def _layer(self, old: Layer) -> Any:
         """Return the copy of a layer, the same at every call; operations as they are."""
         if not isinstance(old, Layer):
             return old
         if id(old) not in self._new:
-            if not _has_graph(old):
+            if not isinstance(old, GRAPHS):
                 self._new[id(old)] = self._copy(old)
             elif old in self._shared:
                 return functools.partial(self._inline, old)
             else:
-                self._new[id(old)] = self._clone(old)
+                self._new[id(old)] = clone(old, self._layer, _call)
         return self._new[id(old)]
 
     def _inline(self, old: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:
@@ -199,12 +200,11 @@ class _Conversion:
             equal = equivalent(old)
         except CannotConvertError as error:
             self._refuse(old, str(error))
-        if not selected:
-            return equal
-        self._replaced.append(old.name)
-        return self._exchange(equal)
+        keep_frozen(equal, old)
+        return self._exchange(equal) if selected else equal
 
     def _exchange(self, equal: Layer) -> Layer:
+        self._replaced.append(equal.name)
         return equal if self._attention is None else exchange(equal, self._attention)
 
     def _same(self, old: Layer) -> Layer:
@@ -243,16 +243,20 @@ class _Conversion:
         for inner in inside:
             if id(inner) in selected - reached:
                 self._refuse(inner, f"no attribute of a {type(source).__name__} leads to it")
+        made: dict[int, Layer] = {}  # an old layer may be in several attributes
         for path, inner in found:
             equivalent = equivalent_of(inner)
             if equivalent is None or not has_attribute(copy, path):
                 self._refuse(inner, _MADE_LATER.format(path=path, cls=type(source).__name__))
-            exchanged[path] = self._exchange(equivalent(inner))
-            self._replaced.append(inner.name)
-        unbuilt = {
-            path: type(x).from_config(x.get_config()) for path, x in {**layers, **exchanged}.items()
-        }
-        new = Rewired(copy, unbuilt, name=old.name)
+            if in_tuple(copy, path):
+                self._refuse(inner, _IN_TUPLE.format(path=path, cls=type(source).__name__))
+            if id(inner) not in made:
+                made[id(inner)] = self._exchange(equivalent(inner))
+                keep_frozen(made[id(inner)], inner)
+            exchanged[path] = made[id(inner)]
+        both = {**layers, **exchanged}
+        unbuilt = {id(x): type(x).from_config(x.get_config()) for x in both.values()}
+        new = Rewired(copy, {path: unbuilt[id(x)] for path, x in both.items()}, name=old.name)
         self._rewired_layers.append((source, new, exchanged))
         return new
 
@@ -282,10 +286,6 @@ def _sharing_models(model: Any) -> list[Any]:
     inner = [layer for layer in model.layers if isinstance(layer, keras.Function)]
     own = {id(layer) for layer in model.layers}
     return [m for m in inner if own & {id(layer) for layer in m._flatten_layers()} - {id(m)}]
-
-
-def _has_graph(layer: Layer) -> bool:
-    return isinstance(layer, (keras.Sequential, keras.Function))
 
 
 def _refuse_adapted(model: keras.Model) -> None:

@@ -152,12 +152,12 @@ def report(
     speeds: dict[int, Pair] = {}
     no_stream = None
     try:
-        stream = Streaming(_streamed(converted))
+        stream = Streaming(_streamed(converted), sample=_read(converted, some))
     except ValueError as error:
         no_stream = str(error)
     else:
         capacity = state_steps[0]
-        cached = _cached(model, capacity)
+        cached = _cached(model, capacity, some)
         states = {n: (_cache_bytes(cached, capacity, n), _bytes_at(stream, n)) for n in state_steps}
         speeds = {capacity: _speeds(cached, stream, some)}
     return ConversionReport(
@@ -177,10 +177,15 @@ def _streamed(model: Any) -> keras.Model:
     return model.backbone if generates(model) else model
 
 
-def _cached(model: keras.Model, steps: int) -> Streaming:
+def _read(model: keras.Model, x: Nest) -> Nest | None:
+    """Inputs to check a stream with, for a model that does not say what it reads."""
+    return None if isinstance(model, (keras.Sequential, keras.Function)) else x
+
+
+def _cached(model: keras.Model, steps: int, x: Nest) -> Streaming:
     """The stream of a model with softmax attention, whose caches hold some steps."""
-    attention = SoftmaxAttention(1, 1, max_length=steps)
-    return Streaming(_streamed(replace_attention(model, attention)))
+    copy = replace_attention(model, SoftmaxAttention(1, 1, max_length=steps))
+    return Streaming(_streamed(copy), sample=_read(copy, x))
 
 
 def _cache_bytes(cached: Streaming, capacity: int, steps: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
-Path = tuple[str | int, ...]
+Path = tuple[str, ...]
 
 
 @keras.saving.register_keras_serializable("keras_cosattn")
@@ -28,7 +28,7 @@ class Rewired(keras.Model):
     def __init__(
         self, layer: Layer, replaced: Mapping[str, Layer] | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"dtype": layer.dtype_policy, **kwargs})
         self._paths = [*(replaced or {})]
         for path, new in (replaced or {}).items():
             _put(layer, _parsed(path), new)
@@ -53,19 +53,28 @@ class Rewired(keras.Model):
         return {path: attribute(self.layer, path) for path in self._paths}
 
     def get_config(self) -> dict[str, Any]:
+        first: dict[int, str] = {}  # of the paths of a layer
+        for path, new in self.replaced.items():
+            first.setdefault(id(new), path)
         return {
             "layer": _saved(self.layer),
-            "replaced": {path: _saved(new) for path, new in self.replaced.items()},
+            "replaced": {
+                path: _saved(new) if first[id(new)] == path else first[id(new)]
+                for path, new in self.replaced.items()
+            },
             "build_config_of_layer": self.layer.get_build_config(),
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Rewired:
-        layers = {
-            path: keras.saving.deserialize_keras_object(saved, custom_objects)
-            for path, saved in {"": config["layer"], **config["replaced"]}.items()
-        }
+        layers: dict[str, Any] = {}
+        for path, saved in {"": config["layer"], **config["replaced"]}.items():
+            layers[path] = (
+                layers[saved]
+                if isinstance(saved, str)
+                else keras.saving.deserialize_keras_object(saved, custom_objects)
+            )
         new = cls(layers.pop(""), layers, name=config["name"])
         if config["build_config_of_layer"]:
             new.layer.build_from_config(config["build_config_of_layer"])
@@ -89,7 +98,7 @@ def has_attribute(layer: Layer, path: str) -> bool:
     """Return whether there is a layer at a path."""
     try:
         return isinstance(attribute(layer, path), Layer)
-    except (AttributeError, IndexError, KeyError):
+    except (AttributeError, IndexError, KeyError, ValueError):
         return False
 
 
@@ -116,14 +125,26 @@ KERAS_OWN = ("_tracker", "_layers", "_self_", "_inbound_nodes", "_outbound_nodes
 """Attributes that begin so are those in which Keras keeps the same layers once more."""
 
 
+def in_tuple(layer: Layer, path: str) -> bool:
+    """Return whether what is at a path is in a tuple, which cannot be changed."""
+    return isinstance(_get(layer, _parsed(path)[:-1]), tuple)
+
+
 def _parsed(path: str) -> Path:
-    return tuple(int(key) if key.isdigit() else key for key in path.split("."))
+    return tuple(path.split("."))
 
 
 def _get(value: Any, path: Path) -> Any:
     for key in path:
-        value = getattr(value, str(key)) if isinstance(value, Layer) else value[key]
+        value = getattr(value, key) if isinstance(value, Layer) else value[_key(value, key)]
     return value
+
+
+def _key(container: Any, key: str) -> Any:
+    """The key of a list, tuple or dict that a part of a path names."""
+    if isinstance(container, Mapping):
+        return next((x for x in container if str(x) == key), key)
+    return int(key)
 
 
 def _put(value: Any, path: Path, new: Layer) -> None:
@@ -131,14 +152,15 @@ def _put(value: Any, path: Path, new: Layer) -> None:
     holder = _get(value, tuple(before))
     # What is not taken out first, Keras still counts among the layers.
     if isinstance(holder, Layer):
-        holder._tracker.untrack(getattr(holder, str(last)))
-        setattr(holder, str(last), new)
+        holder._tracker.untrack(getattr(holder, last))
+        setattr(holder, last, new)
+        return
+    key = _key(holder, last)
+    holder.pop(key)
+    if isinstance(holder, dict):
+        holder[key] = new
     else:
-        holder.pop(last)
-        if isinstance(holder, dict):
-            holder[last] = new
-        else:
-            holder.insert(last, new)
+        holder.insert(key, new)
 
 
 def _saved(layer: Layer) -> dict[str, Any]:

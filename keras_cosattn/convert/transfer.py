@@ -89,13 +89,14 @@ def attention_errors(model: keras.Model, converted: keras.Model, x: Any) -> dict
         x: Inputs of the models.
 
     Returns:
-        dict of the path of a layer to `sqrt(sum (y' - y)^2 / sum y^2)`, on what the old layer reads
+        dict of the path of a layer (with its rank, if others have the same path in models of their
+        own) to `sqrt(sum (y' - y)^2 / sum y^2)`, on what the old layer reads
         inside `model`. For a layer that is called several times it is that of the last call.
     """
     teaching = _teaching(model, converted)
-    return {
-        teaching.students[rank].path: float(ops.sqrt(error)) for rank, error in teaching.errors(x)
-    }
+    paths = [layer.path for layer in teaching.students]
+    names = [p if paths.count(p) == 1 else f"{p} ({rank})" for rank, p in enumerate(paths)]
+    return {names[rank]: float(ops.sqrt(error)) for rank, error in teaching.errors(x)}
 
 
 class _Teaching(keras.Model):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -36,9 +36,10 @@ def keep_frozen(layer: Layer, old: Layer) -> None:
 
 
 def assign(layer: Layer, values: Mapping[str, Any]) -> None:
-    """Give a built layer the weights that it shares with `values`.
+    """Give a built layer the weights that it shares with `values`, arrays or weights by name.
 
-    Weights that only the layer has keep their initial values.
+    Weights that only the layer has keep their initial values. Those whose values are frozen weights
+    are frozen.
 
     Raises:
         ValueError: If a weight has another shape there.
@@ -51,7 +52,38 @@ def assign(layer: Layer, values: Mapping[str, Any]) -> None:
                     f"replaces. Its shape must be {tuple(values[name].shape)}. Received: "
                     f"{tuple(variable.shape)}. Build it with the sizes of that layer."
                 )
-            variable.assign(values[name])
+            _take(variable, values[name])
+
+
+def assign_in_order(new: Layer, old: Layer, without: Iterable[tuple[Layer, Layer]] = ()) -> None:
+    """Give a built layer the weights of another one of its class, frozen where they are frozen.
+
+    Names would not do: Keras numbers the layers inside that have none of their own.
+
+    Args:
+        new, old: The layers.
+        without: Pairs of layers inside `new` and `old`, whose weights are left out.
+
+    Raises:
+        ValueError: If the layers have other weights.
+    """
+    left_out = {id(x) for pair in without for layer in pair for x in layer.weights}
+    ours, theirs = ([x for x in layer.weights if id(x) not in left_out] for layer in (new, old))
+    shapes = [[tuple(x.shape) for x in weights] for weights in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"'{old.name}' ({type(old).__name__}) cannot be copied: when it is made again from its "
+            "`get_config()` it has other weights. Make all of them in the constructor or `build`. "
+            f"Their shapes must be {shapes[1]}. Received: {shapes[0]}"
+        )
+    for variable, value in zip(ours, theirs, strict=True):
+        _take(variable, value)
+
+
+def _take(variable: keras.Variable, value: Any) -> None:
+    variable.assign(value)
+    if isinstance(value, keras.Variable) and not value.trainable:
+        variable.trainable = False
 
 
 def build_like(new: Layer, old: Layer, values: Mapping[str, np.ndarray] | None = None) -> Layer:
@@ -61,7 +93,7 @@ def build_like(new: Layer, old: Layer, values: Mapping[str, np.ndarray] | None =
     with_shapes = [shape for shape in shapes.values() if shape is not None]
     new.build(*map(tuple, with_shapes))
     if values is None:
-        new.set_weights(old.get_weights())
+        assign_in_order(new, old)
     else:
         assign(new, values)
     return new

@@ -1,0 +1,64 @@
+"""A functional or sequential model again, of other layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras.layers import Layer
+
+STEPS = (
+    "call", "compute_loss", "compute_metrics", "train_step", "test_step", "predict_step",
+)  # fmt: skip
+"""Methods whose own form in a user's class would be lost in a plain functional model."""
+
+
+def clone(model: Any, layer_of: Callable[[Layer], Any], call: Callable[..., Any]) -> keras.Model:
+    """Return a model of the same graph, not compiled.
+
+    Args:
+        model: A built functional or sequential model.
+        layer_of: Function from a layer of `model` to the layer or function in its place.
+        call: Function of such a layer, and the arguments of a call of the old one.
+
+    Raises:
+        ValueError: If the class of the model overrides how it computes or trains.
+    """
+    if isinstance(model, keras.Sequential):
+        start = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
+        return keras.Sequential([start, *map(layer_of, model.layers)], name=model.name)
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), model.input
+    )
+    outputs = model._run_through_graph(inputs, operation_fn=layer_of, call_fn=call)
+    if {"inputs", "outputs"} <= set(inspect.signature(type(model).__init__).parameters):
+        return type(model)(inputs, outputs, name=model.name)
+    _refuse_overrides(model)
+    return keras.Model(inputs, outputs, name=model.name)
+
+
+def compile_like(copy: keras.Model, model: keras.Model, **more: Any) -> None:
+    """Compile a model with the arguments of another one; its optimizer and metrics are new."""
+    if model.compiled:
+        arguments = keras.tree.map_structure(_again, dict(model._compile_config.config))
+        copy.compile(**arguments, **more)
+
+
+def _again(part: Any) -> Any:
+    """A new object of the same config; functions, names and numbers as they are."""
+    kinds = keras.optimizers.Optimizer, keras.losses.Loss, keras.metrics.Metric
+    return type(part).from_config(part.get_config()) if isinstance(part, kinds) else part
+
+
+def _refuse_overrides(model: keras.Model) -> None:
+    for cls in type(model).__mro__:
+        own = [name for name in STEPS if name in vars(cls)]
+        if own and cls.__module__.split(".")[0] not in ("keras", "keras_hub"):
+            raise ValueError(
+                f"'{model.name}' cannot be converted: the copy would be a plain functional model, "
+                f"without the `{own[0]}` of {cls.__name__}. Convert "
+                "`keras.Model(model.inputs, model.outputs)`, or give the class a constructor with "
+                "the arguments `inputs`, `outputs` and `name`."
+            )
