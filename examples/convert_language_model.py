@@ -158,7 +158,7 @@ def main():
     add("--quick", action="store_true", help="few steps, in about five minutes")
     add("--length", type=int, default=512, help="tokens of a window")
     add("--transfer-steps", type=int, default=400)
-    add("--tune-steps", type=int, default=240)
+    add("--tune-steps", type=int, default=120)
     add("--test-windows", type=int, default=40)
     add("--folder", type=pathlib.Path, default=pathlib.Path("smollm2_linear"))
     given = parser.parse_args()
