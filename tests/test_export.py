@@ -123,6 +123,28 @@ def test_weights_are_stored_once(tmp_path):
     assert weights < report.size < 1.7 * weights
 
 
+class Logits(keras.layers.Layer):
+    """A head with the table that reads the tokens."""
+
+    def __init__(self, table, **kwargs):
+        super().__init__(**kwargs)
+        self.table = table
+
+    def call(self, x):
+        return keras.ops.matmul(x, keras.ops.transpose(self.table.embeddings))
+
+
+def test_a_quantised_file_has_one_table_for_all_signatures(tmp_path):
+    ids, table = keras.Input((None,), dtype="int32"), keras.layers.Embedding(500, 64)
+    x = table(ids)
+    x = CosFormerAttention(2, 32, horizon=8)(x, x, use_causal_mask=True)
+    path = tmp_path / "model.tflite"
+    exporting.to_tflite(keras.Model(ids, Logits(table)(x)), path, quantize="weight_int8")
+    buffers = TFLiteGraph(path.read_bytes()).model.buffers
+    sizes = [len(buffer.data) for buffer in buffers if buffer.data is not None]
+    assert (sizes.count(500 * 64 * 4), sizes.count(500 * 64)) == (1, 1)
+
+
 def test_constants_outside_the_tables_of_a_large_file_are_arrays(tflite, monkeypatch):
     """LiteRT's tool reads them as bytes, and packs these one at a time."""
     from ai_edge_litert.tools import flatbuffer_utils

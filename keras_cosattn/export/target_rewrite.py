@@ -21,6 +21,7 @@ def rewrite_for_target(content: bytes, plan: ExportPlan, target: LiteRT) -> byte
     graph = TFLiteGraph(content)
     target.rewrite(graph)
     target.refuse(graph)
+    graph.share_constants()
     graph.number_tensors()
     for name, ends in plan.describe().items():
         graph.sort_ends(name, ends["inputs"], ends["outputs"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -223,6 +224,20 @@ class TFLiteGraph:
         """Whether the file holds the numbers of a tensor."""
         data = self.model.buffers[tensor.buffer].data
         return data is not None and len(data) > 0
+
+    def share_constants(self) -> None:
+        """Keep equal constants once. A quantiser copies a table for each of its users."""
+        first: dict[bytes, int] = {}
+        number_of: dict[int, int] = {}
+        for number, buffer in enumerate(self.model.buffers):
+            if buffer.data is not None and len(buffer.data) > 0:
+                digest = hashlib.sha256(buffer.data).digest()
+                number_of[number] = first.setdefault(digest, number)
+                if number_of[number] != number:
+                    buffer.data = None
+        users = [tensor for graph in self.model.subgraphs for tensor in graph.tensors or ()]
+        for user in [*users, *(self.model.metadata or ())]:
+            user.buffer = number_of.get(user.buffer, user.buffer)
 
     def number_tensors(self) -> None:
         """Give the tensors numbers for names. Names are a tenth of a small file."""
