@@ -117,11 +117,15 @@ def _attributes(value, chosen, path, seen):
 def _items(value):
     """The parts of a layer or a container with their names, without what Keras keeps for itself."""
     if isinstance(value, Layer):
-        return [item for item in vars(value).items() if not item[0].startswith(KERAS_OWN)]
+        held = {**vars(value), **vars(value).get("_modules", {})}  # where PyTorch has the layers
+        return [item for item in held.items() if not item[0].startswith(KERAS_OWN)]
     return list(value.items() if isinstance(value, dict) else enumerate(value))
 
 
-KERAS_OWN = ("_tracker", "_layers", "_self_", "_inbound_nodes", "_outbound_nodes", "_auto_config")
+KERAS_OWN = (
+    "_tracker", "_layers", "_self_", "_inbound_nodes", "_outbound_nodes", "_auto_config",
+    "_modules",
+)  # fmt: skip
 """Attributes that begin so are those in which Keras keeps the same layers once more."""
 
 

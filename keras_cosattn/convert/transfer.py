@@ -96,7 +96,8 @@ def attention_errors(model: keras.Model, converted: keras.Model, x: Any) -> dict
     teaching = _teaching(model, converted)
     paths = [layer.path for layer in teaching.students]
     names = [p if paths.count(p) == 1 else f"{p} ({rank})" for rank, p in enumerate(paths)]
-    return {names[rank]: float(ops.sqrt(error)) for rank, error in teaching.errors(x)}
+    found = ((rank, ops.convert_to_numpy(error)) for rank, error in teaching.errors(x))
+    return {names[rank]: float(error) ** 0.5 for rank, error in found}
 
 
 class _Teaching(keras.Model):
