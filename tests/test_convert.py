@@ -514,6 +514,8 @@ def test_a_language_model_of_keras_hub_is_compiled_as_before(keras_hub):
     assert found.optimizer is not optimizer
     assert (found.loss, found.run_eagerly) == ("mse", True)
     assert not found.backbone.compiled  # an optimizer there would double the file
+    never = type(model)(backbone=model.backbone, preprocessor=None, compile=False)
+    assert not replace_attention(never, SOFTMAX).compiled
 
 
 @pytest.mark.parametrize(("name", "where"), [("Llama", "transformer_layer_1"), ("Bert", None)])

@@ -225,8 +225,14 @@ def test_a_model_that_trains_in_its_own_way_is_refused():
         def train_step(self, data):
             raise NotImplementedError
 
-    with pytest.raises(ValueError, match=r"without the `train_step` of Own. Convert `keras.Model"):
-        replace_attention(Own(), SOFTMAX)
+    class Row(keras.Sequential):
+        def train_step(self, data):
+            raise NotImplementedError
+
+    row = Row([keras.Input((None, WIDTH)), TransformerEncoder(9, num_heads=2)])
+    for model in (Own(), row):
+        with pytest.raises(ValueError, match=r"without the `train_step` of (Own|Row). Convert `ke"):
+            replace_attention(model, SOFTMAX)
     x = keras.Input((None, WIDTH))
     assert type(replace_attention(Kept(x, attend()(x, x)), SOFTMAX)) is Kept
 

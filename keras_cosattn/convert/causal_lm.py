@@ -40,7 +40,7 @@ class StreamingCausalLM(keras_hub.models.CausalLM):
     ) -> None:
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self.sampler = sampler
+        self.sampler = keras_hub.samplers.get(sampler)
         super().__init__(inputs=backbone.input, outputs=backbone(backbone.input), **kwargs)
         self._stream: Any = None  # made by the first `generate`
 

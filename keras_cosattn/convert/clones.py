@@ -26,12 +26,15 @@ def clone(model: Any, layer_of: Callable[[Layer], Any], call: Callable[..., Any]
     Raises:
         ValueError: If the class of the model overrides how it computes or trains.
     """
+
+    def again(x):
+        return keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
+
     if isinstance(model, keras.Sequential):
-        start = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
-        return keras.Sequential([start, *map(layer_of, model.layers)], name=model.name)
-    inputs = keras.tree.map_structure(
-        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), model.input
-    )
+        _refuse_overrides(model)
+        layers = map(layer_of, model.layers)
+        return keras.Sequential([again(model.inputs[0]), *layers], name=model.name)
+    inputs = keras.tree.map_structure(again, model.input)
     outputs = model._run_through_graph(inputs, operation_fn=layer_of, call_fn=call)
     if {"inputs", "outputs"} <= set(inspect.signature(type(model).__init__).parameters):
         return type(model)(inputs, outputs, name=model.name)
@@ -39,11 +42,10 @@ def clone(model: Any, layer_of: Callable[[Layer], Any], call: Callable[..., Any]
     return keras.Model(inputs, outputs, name=model.name)
 
 
-def compile_like(copy: keras.Model, model: keras.Model, **more: Any) -> None:
+def compile_like(copy: keras.Model, model: keras.Model) -> None:
     """Compile a model with the arguments of another one; its optimizer and metrics are new."""
     if model.compiled:
-        arguments = keras.tree.map_structure(_again, dict(model._compile_config.config))
-        copy.compile(**arguments, **more)
+        copy.compile(**keras.tree.map_structure(_again, dict(model._compile_config.config)))
 
 
 def _again(part: Any) -> Any:
@@ -57,7 +59,7 @@ def _refuse_overrides(model: keras.Model) -> None:
         own = [name for name in STEPS if name in vars(cls)]
         if own and cls.__module__.split(".")[0] not in ("keras", "keras_hub"):
             raise ValueError(
-                f"'{model.name}' cannot be converted: the copy would be a plain functional model, "
+                f"'{model.name}' cannot be converted: the copy would be a plain Keras model, "
                 f"without the `{own[0]}` of {cls.__name__}. Convert "
                 "`keras.Model(model.inputs, model.outputs)`, or give the class a constructor with "
                 "the arguments `inputs`, `outputs` and `name`."

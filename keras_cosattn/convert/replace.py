@@ -70,9 +70,9 @@ def replace_attention(
         and metrics of its own. A language model of KerasHub keeps its sampler.
 
     Raises:
-        ValueError: If the model is not built, has LoRA weights or is quantised, if no layer was
-            selected, or if a selected one cannot be replaced. The message names the layer and the
-            reason.
+        ValueError: If the model is not built, has LoRA weights, is quantised or has a `train_step`
+            or the like of its own, if no layer was selected, or if a selected one cannot be
+            replaced. The message names the layer and the reason.
 
     Example:
     >>> from keras_cosattn.convert import replace_attention
@@ -103,9 +103,8 @@ def replace_attention(
     # The copy of a task is a backbone that ends in logits; a copy of that has no head of its own.
     ends = model.backbone if isinstance(model, StreamingCausalLM) else model
     copy = _Conversion(ends, attention, where).run()
-    task = StreamingCausalLM(
-        copy, model.preprocessor, model.sampler, name=model.name, compile=False
-    )
+    sampler = getattr(model, "sampler", "top_k")  # a model that was never compiled has none
+    task = StreamingCausalLM(copy, model.preprocessor, sampler, name=model.name, compile=False)
     compile_like(task, model)
     return task
 

@@ -89,9 +89,9 @@ def attention_errors(model: keras.Model, converted: keras.Model, x: Any) -> dict
         x: Inputs of the models.
 
     Returns:
-        dict of the path of a layer (with its rank, if others have the same path in models of their
-        own) to `sqrt(sum (y' - y)^2 / sum y^2)`, on what the old layer reads
-        inside `model`. For a layer that is called several times it is that of the last call.
+        dict of the path of a layer to `sqrt(sum (y' - y)^2 / sum y^2)`, on what the old layer reads
+        inside `model`. If several layers have the same path, its rank follows the path. For a layer
+        that is called several times the error is that of the last call.
     """
     teaching = _teaching(model, converted)
     paths = [layer.path for layer in teaching.students]
