@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import keras
 import numpy as np
 import tensorflow as tf
-from measure import inputs, limits, report, results, side_keras, tensorflow_calls
+from measure import datasets, inputs, limits, report, results, side_keras, tensorflow_calls
 from measure.cells import Cell
 
 MARKED = 1.3
@@ -115,12 +115,11 @@ class Parts:
         first = tuple(map(tf.constant, (x[: self.arguments.batch], y[: self.arguments.batch])))
 
         def fit(name, model, x):
-            clock = StepClock()
-            options = {"batch_size": self.arguments.batch, "shuffle": False, "verbose": 0}
+            clock, data = StepClock(), datasets.in_order((x, y), self.arguments.batch)
 
             def run():
                 start = time.perf_counter()
-                model.fit(x, y, callbacks=[clock], **options)
+                model.fit(data, callbacks=[clock], shuffle=False, verbose=0)
                 around = time.perf_counter() - start - clock.seconds
                 around_name = name.replace("a step", "around the steps")
                 return {name: clock.seconds / self.arguments.steps, around_name: around}

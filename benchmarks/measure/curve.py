@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from measure import results
+from measure import datasets, results
 from measure.learning import TimeLimit
 from measure.recall_data import TRAIN
 
@@ -131,7 +131,7 @@ def batches(data, count, seed, first=0):
             x.set_shape(y.shape)
         return keras.tree.pack_sequence_as(like, found)
 
-    return tf.data.Dataset.counter(first).map(tensors).prefetch(2)
+    return datasets.untuned(tf.data.Dataset.counter(first).map(tensors).prefetch(2))
 
 
 def fixed(examples, count):
@@ -145,7 +145,8 @@ def fixed(examples, count):
             f"The number of examples must be a multiple of the batch. Received: "
             f"{len(examples.labels)} examples, a batch of {count}"
         )
-    return tf.data.Dataset.from_tensor_slices(tuple(examples)).batch(count, drop_remainder=True)
+    data = tf.data.Dataset.from_tensor_slices(tuple(examples)).batch(count, drop_remainder=True)
+    return datasets.untuned(data)
 
 
 def compiled(model, xla):

@@ -4,6 +4,8 @@ import time
 
 import keras
 
+from measure import datasets
+
 BATCHES = 100
 """Updates between two validations."""
 PASSED = 0.99
@@ -81,8 +83,7 @@ def fit(model, batches, validation, *, rate, updates, batch, minutes):
         batches,
         steps_per_epoch=min(BATCHES, updates),
         epochs=-(-updates // BATCHES),
-        validation_data=validation,
-        validation_batch_size=batch,
+        validation_data=datasets.in_order(validation, batch),
         callbacks=[stop],
         verbose=0,
     )

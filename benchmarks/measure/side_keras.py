@@ -198,15 +198,17 @@ def batches(cell):
 
 def build_model(cell):
     """One `fit` or `predict` over all steps. What it finds is the first loss, or the outputs."""
+    from measure import datasets  # needs TensorFlow
+
     model, (x, y), first = make_model(cell), batches(cell), []
-    options = {"batch_size": cell["batch"], "verbose": 0}
+    labelled, unlabelled = (datasets.in_order(given, cell["batch"]) for given in ((x, y), x))
 
     def fit():
-        history = model.fit(x, y, shuffle=False, **options)
+        history = model.fit(labelled, shuffle=False, verbose=0)
         first[:] = first or [np.float32(history.history["loss"][0])]
         return first
 
     def predict():
-        return [model.predict(x, **options)]
+        return [model.predict(unlabelled, verbose=0)]
 
     return (fit if cell["gradient"] else predict), lambda found: found
