@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from variants import CANNOT, VARIANTS
@@ -31,6 +32,7 @@ from measure import (
     run,
     run_folder,
     run_report,
+    side_keras,
 )
 from measure.process import FailedError
 
@@ -201,8 +203,8 @@ def test_what_failed_is_tried_again(worker, tmp_path, monkeypatch):
 def test_a_worker_that_ends_costs_its_own_cells_only(worker, tmp_path, monkeypatch, do):
     monkeypatch.setattr(worker, "failing", {(do, 16): "out of memory"})
     _, chosen, store = measured(tmp_path / "speed.json")
-    found = {cell.n: store.cells[cell.key]["status"].split(" before")[0] for cell in chosen}
-    assert found == {8: "ok", 16: "out of memory"}
+    found = {cell.n: store.cells[cell.key]["status"] for cell in chosen}
+    assert found == {8: "ok", 16: "no memory beside the other rows: choose fewer"}
 
 
 def test_a_process_that_fails_says_why():
@@ -222,6 +224,14 @@ def test_a_process_that_takes_too_much_is_ended(guard, why):
         started.ask("device", **guard)
     assert (failed.value.why, failed.value.ended) == (why, True)
     assert started.process.returncode is not None
+
+
+def test_a_process_that_the_system_killed_is_closed():
+    with contextlib.closing(process.Worker("nothing")) as started:
+        started.process.kill()
+        started.process.wait()
+        with pytest.raises(FailedError, match="out of memory"):
+            started.ask("device")
 
 
 def test_the_tables_are_whole(worker, tmp_path):
@@ -299,6 +309,25 @@ def test_a_part_beside_its_components():
 
 
 PARTS = {name for components in profile_fit.SUMS.values() for name in components}
+
+
+@pytest.mark.parametrize("name, gradient", [("fit", True), ("predict", False)])
+def test_what_is_timed_reads_a_dataset_that_ends_at_once(monkeypatch, name, gradient):
+    (cell,) = cells.Row("model", "linear", "", ("tensorflow",)).cells(
+        8, False, gradient, batch=2, heads=1, size=4, seed=0,
+        options=(("blocks", 1), ("hidden", 4), ("steps", 2)),
+    )  # fmt: skip
+    given = []
+    original = getattr(keras.Model, name)
+
+    def watched(model, data, *args, **kwargs):
+        given.append(data.options().autotune.enabled)
+        return original(model, data, *args, **kwargs)
+
+    monkeypatch.setattr(keras.Model, name, watched)
+    run, _ = side_keras.build_model(cell.request())
+    run()
+    assert given == [False]
 
 
 def test_rounding_is_that_of_the_type():

@@ -1,5 +1,6 @@
 """Worker processes, seen from the program that tells them what to do."""
 
+import contextlib
 import json
 import os
 import select
@@ -98,8 +99,10 @@ class Worker:
     def close(self):
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.errors):
-            stream.close()
+        with contextlib.suppress(BrokenPipeError):  # of a request that it did not live to read
+            self.process.stdin.close()
+        self.process.stdout.close()
+        self.errors.close()
 
 
 def python(name):

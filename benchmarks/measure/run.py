@@ -171,7 +171,7 @@ def measure_times(cells, store, run, settings):
                 for cell in workers.of_each(cells):
                     run["versions"].update(workers.ask(cell, "versions", guarded=False))
             except FailedError as failed:
-                store.put(failed.cell.key, status=failed.why)
+                put_failure(failed.cell, failed, store)
                 cells = [cell for cell in cells if cell != failed.cell]
                 continue
         for cell in cells:
@@ -187,6 +187,14 @@ def measure_times(cells, store, run, settings):
         return
 
 
+def put_failure(cell, failed, store):
+    """Keep why a cell of a group failed. One that had enough memory alone lacks it in the group."""
+    why = failed.why
+    if why == "out of memory" and "peak_mib" in store.cells[cell.key]:
+        why = "no memory beside the other rows: choose fewer"
+    store.put(cell.key, status=why)
+
+
 def prepare(cells, workers, store):
     """The cells that could be built and called."""
     cells = list(cells)
@@ -195,7 +203,7 @@ def prepare(cells, workers, store):
             try:
                 workers.prepare(cell)
             except FailedError as failed:
-                store.put(cell.key, status=failed.why)
+                put_failure(cell, failed, store)
                 if failed.ended:
                     workers.drop(cell)
                 cells.remove(cell)
