@@ -20,9 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import keras
 import numpy as np
 import tensorflow as tf
+from measure import datasets
 
 from keras_cosattn import CosFormerAttention, TransformerEncoder
-from measure import datasets
 
 COUNT, LENGTH, TURNS = 8, 256, 5
 

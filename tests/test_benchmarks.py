@@ -311,7 +311,7 @@ def test_a_part_beside_its_components():
 PARTS = {name for components in profile_fit.SUMS.values() for name in components}
 
 
-@pytest.mark.parametrize("name, gradient", [("fit", True), ("predict", False)])
+@pytest.mark.parametrize(("name", "gradient"), [("fit", True), ("predict", False)])
 def test_what_is_timed_reads_a_dataset_that_ends_at_once(monkeypatch, name, gradient):
     (cell,) = cells.Row("model", "linear", "", ("tensorflow",)).cells(
         8, False, gradient, batch=2, heads=1, size=4, seed=0,

@@ -60,6 +60,19 @@ def test_each_layer_gets_nearer_to_its_teacher(train, rng):
     assert len(found.trainable_weights) == len(replace_attention(model, WINDOWED).trainable_weights)
 
 
+def test_the_layer_with_the_largest_error_gets_its_softmax_back(rng):
+    model, x = softmax_model(), inputs(rng, 4, 12, 8)
+    found = replace_attention(model, WINDOWED)
+    transfer(model, found, x, optimizer=keras.optimizers.Adam(1e-2), epochs=3, verbose=0)
+    errors = attention_errors(model, found, x)
+    for worst in errors:  # a bare layer, and one in a block
+        hybrid = replace_attention(found, SoftmaxAttention(1, 1), where=[worst])
+        rest = {path: error for path, error in errors.items() if path != worst}
+        assert attention_errors(model, hybrid, x) == pytest.approx(rest, rel=1e-4)
+    back = replace_attention(found, SoftmaxAttention(1, 1), where=list(errors))
+    assert_close(back(x), model(x))
+
+
 def test_the_errors_are_those_of_the_formula(rng):
     model, x = softmax_model(), inputs(rng, 2, 12, 8)
     found = replace_attention(model, LinearAttention(1, 1), where=["first"])

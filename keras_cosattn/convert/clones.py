@@ -64,3 +64,15 @@ def _refuse_overrides(model: keras.Model) -> None:
                 "`keras.Model(model.inputs, model.outputs)`, or give the class a constructor with "
                 "the arguments `inputs`, `outputs` and `name`."
             )
+
+
+def refuse_adapted(model: keras.Model) -> None:
+    """Raise ValueError if some weights are not those that a copy would have."""
+    for layer in model._flatten_layers():
+        lora = getattr(layer, "lora_enabled", False)
+        if lora or layer.dtype_policy.quantization_mode is not None:
+            done = "has LoRA weights" if lora else "is quantised"
+            raise ValueError(
+                f"'{model.name}' cannot be converted: its layer '{layer.name}' {done}. Convert the "
+                "model before, then call `enable_lora` or `quantize` on the copy."
+            )

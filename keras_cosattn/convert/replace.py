@@ -10,7 +10,7 @@ import keras
 from keras.layers import Layer
 
 from keras_cosattn.attention import Attention
-from keras_cosattn.convert.clones import clone, compile_like
+from keras_cosattn.convert.clones import clone, compile_like, refuse_adapted
 from keras_cosattn.convert.equivalents import DECODERS, EMBEDDINGS, class_of, equivalent_of
 from keras_cosattn.convert.exchange import Replacement, exchange
 from keras_cosattn.convert.keras_hub_decoders import CannotConvertError
@@ -63,7 +63,8 @@ def replace_attention(
             window and cap of the scores are those of that layer unless you give others. Or a
             function from the old layer, as one of this package, to the new one.
         where: The name or names of layers or blocks of the model, or a function of a layer that
-            tells whether to replace it. Defaults to `None`, all.
+            tells whether to replace it. Paths that `attention_errors` returned for the model are
+            names, too. Defaults to `None`, all.
 
     Returns:
         A Keras model. A functional or sequential one is compiled as `model` is, with an optimizer
@@ -92,7 +93,7 @@ def replace_attention(
         )
     if not (isinstance(model, keras.Model) and model.built):
         raise ValueError(f"`model` must be a built Keras model. Received: {model!r}")
-    _refuse_adapted(model)
+    refuse_adapted(model)
     if not generates(model):
         copy = _Conversion(model, attention, where).run()
         if isinstance(model, GRAPHS):
@@ -127,7 +128,7 @@ class _Conversion:
         self._new: dict[int, Layer] = {}
         self._copied: list[tuple[Layer, Layer]] = []
         self._rewired_layers: list[tuple[Layer, Rewired, dict[str, Layer]]] = []
-        self._attending: list[str] = []
+        self._attending: list[Any] = []
         self._replaced: list[str] = []
         self._shared = _sharing_models(model)
         self._decodes = any(class_of(layer) in DECODERS for layer in model._flatten_layers())
@@ -150,18 +151,16 @@ class _Conversion:
 
     def _check(self) -> None:
         """Raise ValueError if a selected layer does not exist, or none was replaced."""
-        name = self._model.name
+        name, attending = self._model.name, [layer.name for layer in self._attending]
         if isinstance(self._where, Collection):
-            unknown = set(self._where) - set(self._attending)
+            unknown = set(self._where).difference(*map(_names, self._attending))
             if unknown:
                 raise ValueError(
                     f"`where` names layers of '{name}' that do not attend, or that it does not "
-                    f"have: {sorted(unknown)}. Those that attend: {self._attending}"
+                    f"have: {sorted(unknown)}. Those that attend: {attending}"
                 )
         if not self._replaced and self._attention is not None:
-            raise ValueError(
-                f"No layer of '{name}' was replaced. Those that attend: {self._attending}"
-            )
+            raise ValueError(f"No layer of '{name}' was replaced. Those that attend: {attending}")
 
     def _layer(self, old: Layer) -> Any:
         """Return the copy of a layer, the same at every call; operations as they are."""
@@ -191,7 +190,7 @@ class _Conversion:
             if self._decodes and class_of(old) in EMBEDDINGS:
                 return EMBEDDINGS[class_of(old)](old)
             return self._rewired(old) or self._same(old)
-        self._attending.append(old.name)
+        self._attending.append(old)
         selected = self._selected(old)
         if not selected and class_of(old) not in DECODERS:
             return self._same(old)
@@ -226,12 +225,14 @@ class _Conversion:
     def _selected(self, layer: Layer) -> bool:
         if self._where is None:
             return True
-        return self._where(layer) if callable(self._where) else layer.name in self._where
+        if callable(self._where):
+            return self._where(layer)
+        return not _names(layer).isdisjoint(self._where)
 
     def _rewired(self, old: Layer) -> Layer | None:
         """Return the copy of a layer with attention layers inside; `None` if none is selected."""
         inside = [x for x in old._flatten_layers(include_self=False) if equivalent_of(x)]
-        self._attending += [layer.name for layer in inside]
+        self._attending += inside
         selected = {id(layer) for layer in inside if self._selected(layer)}
         if not selected:
             return None
@@ -274,6 +275,11 @@ def _call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
     return layer(*args, **kwargs)
 
 
+def _names(layer: Any) -> set[str]:
+    """What `where` may call a layer or block: its name, or the path of what attends in it."""
+    return {layer.name, getattr(layer, "self_attention", layer).path}
+
+
 def generates(model: keras.Model) -> bool:
     """Whether a model is a `keras_hub.models.CausalLM`."""
     classes = [(c.__module__.split(".")[0], c.__name__) for c in type(model).__mro__]
@@ -285,15 +291,3 @@ def _sharing_models(model: Any) -> list[Any]:
     inner = [layer for layer in model.layers if isinstance(layer, keras.Function)]
     own = {id(layer) for layer in model.layers}
     return [m for m in inner if own & {id(layer) for layer in m._flatten_layers()} - {id(m)}]
-
-
-def _refuse_adapted(model: keras.Model) -> None:
-    """Raise ValueError if some weights are not those that a copy would have."""
-    for layer in model._flatten_layers():
-        lora = getattr(layer, "lora_enabled", False)
-        if lora or layer.dtype_policy.quantization_mode is not None:
-            done = "has LoRA weights" if lora else "is quantised"
-            raise ValueError(
-                f"'{model.name}' cannot be converted: its layer '{layer.name}' {done}. Convert the "
-                "model before, then call `enable_lora` or `quantize` on the copy."
-            )
