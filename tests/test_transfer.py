@@ -73,6 +73,15 @@ def test_the_layer_with_the_largest_error_gets_its_softmax_back(rng):
     assert_close(back(x), model(x))
 
 
+def test_a_model_stays_as_it_was_while_its_copy_trains(rng):
+    model, x = softmax_model(), inputs(rng, 4, 12, 8)
+    before = keras.ops.convert_to_numpy(model(x))
+    found = replace_attention(model, SoftmaxAttention(1, 1))
+    found.compile("adam", "mse")
+    found.fit(x, x[..., :3], epochs=2, verbose=0)
+    assert_close(model(x), before)
+
+
 def test_the_errors_are_those_of_the_formula(rng):
     model, x = softmax_model(), inputs(rng, 2, 12, 8)
     found = replace_attention(model, LinearAttention(1, 1), where=["first"])

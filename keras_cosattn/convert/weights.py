@@ -81,7 +81,8 @@ def assign_in_order(new: Layer, old: Layer, without: Iterable[tuple[Layer, Layer
 
 
 def _take(variable: keras.Variable, value: Any) -> None:
-    variable.assign(value)
+    # A copy: JAX would share the array, and end it in both when one of the models trains.
+    variable.assign(ops.copy(value))
     if isinstance(value, keras.Variable) and not value.trainable:
         variable.trainable = False
 
