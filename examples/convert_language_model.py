@@ -207,7 +207,9 @@ def main():
     taught_path = stages.model("taught", taught)
     load = keras.models.load_model  # a model that is loaded has low-rank changes in its kernels
     rows["after transfer"] = stages.value("after transfer", lambda: score(load(taught_path)))
-    errors = stages.value("errors then", lambda: attention_errors(teacher, load(taught_path), few))
+    errors = stages.value(
+        "errors after transfer", lambda: attention_errors(teacher, load(taught_path), few)
+    )
     worst = sorted(errors, key=errors.get)[-KEPT:]
 
     def hybrid():

@@ -204,7 +204,7 @@ def test_a_worker_that_ends_costs_its_own_cells_only(worker, tmp_path, monkeypat
     monkeypatch.setattr(worker, "failing", {(do, 16): "out of memory"})
     _, chosen, store = measured(tmp_path / "speed.json")
     found = {cell.n: store.cells[cell.key]["status"] for cell in chosen}
-    assert found == {8: "ok", 16: "no memory beside the other rows: choose fewer"}
+    assert found == {8: "ok", 16: "too little memory beside the other rows: choose fewer rows"}
 
 
 def test_a_process_that_fails_says_why():

@@ -191,7 +191,7 @@ def put_failure(cell, failed, store):
     """Keep why a cell of a group failed. One that had enough memory alone lacks it in the group."""
     why = failed.why
     if why == "out of memory" and "peak_mib" in store.cells[cell.key]:
-        why = "no memory beside the other rows: choose fewer"
+        why = "too little memory beside the other rows: choose fewer rows"
     store.put(cell.key, status=why)
 
 

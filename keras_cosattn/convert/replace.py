@@ -62,9 +62,9 @@ def replace_attention(
             dtype and `trainable` of the layer that was there. Its dropout, regularizers, position,
             window and cap of the scores are those of that layer unless you give others. Or a
             function from the old layer, as one of this package, to the new one.
-        where: The name or names of layers or blocks of the model, or a function of a layer that
-            tells whether to replace it. Paths that `attention_errors` returned for the model are
-            names, too. Defaults to `None`, all.
+        where: The name or names of layers or blocks of the model, paths that `attention_errors`
+            returned for it, or a function of a layer that tells whether to replace it. Defaults to
+            `None`, all.
 
     Returns:
         A Keras model. A functional or sequential one is compiled as `model` is, with an optimizer
