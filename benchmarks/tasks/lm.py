@@ -89,6 +89,8 @@ def word_floors():
 
 
 SIZE = Size(blocks=4, heads=3, key_dim=32, hidden=256)
+RATES = 3e-3, 1e-2, 3e-2
+"""With bytes, 1e-3 lost every search."""
 TASKS = [
     Task(
         name="lm",
@@ -104,6 +106,7 @@ TASKS = [
         read=lambda seed: read(byte_parts),
         floors=byte_floors,
         size=SIZE,
+        rates=RATES,
         also=bits_by_length,
     ),
     Task(
@@ -121,5 +124,6 @@ TASKS = [
         read=lambda seed: read(word_parts),
         floors=word_floors,
         size=SIZE,
+        rates=RATES,
     ),
 ]
