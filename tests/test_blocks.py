@@ -69,7 +69,7 @@ def example():
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 def test_graphs_have_the_values_and_gradients_of_an_eager_call(name, call):
     """A graph loops with a gradient of its own; an eager call is a plain loop."""
     layer, (x, g) = LAYERS[name](), example()
@@ -90,6 +90,7 @@ def test_graphs_have_the_values_and_gradients_of_an_eager_call(name, call):
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.sample(2)
 def test_weights_get_the_gradients_of_an_eager_call(name):
     import tensorflow as tf
 

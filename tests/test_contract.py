@@ -48,7 +48,7 @@ def model_of(layer, length=None):
 
 @pytest.mark.parametrize("case", STREAMING)
 @pytest.mark.parametrize("pieces", [[13], [1] * 13, [4, 1, 7, 1], [12, 1]], ids=str)
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_whole_equals_pieces_equals_single_steps(case, pieces, rng):
     model = model_of(build(case))
     x = inputs(rng, 2, 13, WIDTH)
@@ -103,6 +103,7 @@ def test_padding_equals_truncation_in_cross_attention(case, causal, sides, rng):
 
 @every_causal
 @pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.sample(2)
 def test_the_future_never_leaks(case, jit, rng):
     x, mask = inputs(rng, 2, 13, WIDTH), mask_of((12, 13), 13)
     layers = [build(case, dropout=rate, seed=1) for rate in (0.0, 0.4)]
@@ -159,6 +160,7 @@ def test_nothing_to_attend_to_gives_zero(case, causal, rng):
 
 
 @every_direction
+@pytest.mark.sample(2)
 def test_implicit_masks_count(case, causal, rng):
     layer, x = build(case), inputs(rng, 3, 13, WIDTH)
     mask = mask_of(LENGTHS, 13)
@@ -244,7 +246,7 @@ def test_a_padding_mask_of_attention_shape_is_a_mask_of_the_values(case, causal,
 
 
 @every_direction
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 def test_that_two_arguments_are_one_object_changes_nothing(case, causal, rng):
     layer, mask = build(case), mask_of(LENGTHS, 13, "left")
     x = keras.ops.convert_to_tensor(inputs(rng, 3, 13, WIDTH))
@@ -302,7 +304,7 @@ def test_from_config_gives_the_same_layer(case):
         pytest.param(False, 13, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_trains(case, jit, length, rng):
     model = keras.Sequential([model_of(build(case, dropout=0.1), length), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit)

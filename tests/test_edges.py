@@ -92,7 +92,7 @@ def unknown_sizes(function):
 
 
 @every_direction
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_a_graph_of_any_size_takes_an_empty_batch(case, causal, rng):
     layer = build(case)
     run = unknown_sizes(lambda x: layer(x, x, use_causal_mask=causal))
@@ -107,7 +107,7 @@ def test_a_graph_of_any_size_takes_an_empty_batch(case, causal, rng):
 
 
 @every_stream
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 def test_a_chunk_of_no_steps_changes_nothing(case, rng):
     one = keras.Input((None, WIDTH))
     stream = Streaming(keras.Model(one, build(case)(one, one, use_causal_mask=True)))
@@ -183,6 +183,7 @@ tensorflow_only = pytest.mark.skipif(
 @every_limit
 @pytest.mark.parametrize("jit", [False, True])
 @tensorflow_only
+@pytest.mark.sample(2)
 def test_an_over_long_example_never_reaches_the_weights(name, jit):
     import tensorflow as tf
 

@@ -55,6 +55,7 @@ def classifier(blocks=2):
 @pytest.mark.parametrize(
     ("dtype", "state_form"), [("int8", "tensors"), ("int8", "variables"), ("int16", "tensors")]
 )
+@pytest.mark.sample(2)
 def test_a_state_in_integers_is_that_of_the_stream(dtype, state_form, tmp_path, rng):
     model, path, x = causal(key_dim=8), tmp_path / "m.tflite", inputs(rng, 1, 20, CHANNELS)
     report = exporting.to_tflite(

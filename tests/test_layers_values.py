@@ -238,7 +238,7 @@ def check(layer, name, own, inputs, masks, how, rng):
 
 
 @pytest.mark.parametrize(("variant", "call"), list(each_call()))
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 def test_layer_equals_the_sum(variant, call, rng):
     t, s, grouped, called = CALLS[call]
     called = {**called, "causal": "causal" in call}

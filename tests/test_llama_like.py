@@ -166,7 +166,7 @@ def test_padding_equals_truncation(kinds, side, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 def test_a_hybrid_trains_and_is_saved(dtype, rng, tmp_path):
     model, ids = llama(["linear", "softmax"], dtype), tokens(rng, 8, 21)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

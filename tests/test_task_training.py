@@ -38,6 +38,7 @@ NEEDS = {
 SLOW = {
     "listops_500": "as `listops_200`",
     "listops": "as `listops_200`",
+    "lm_words": "as `lm`",
     "text_4k": "as `text`",
     "mlm_rotten_tomatoes": "as `mlm_imdb`",
     "watch": "the recordings are fetched",
@@ -69,6 +70,7 @@ def test_a_few_updates_of_every_task(name, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["lm", "listops", "mlm", "text_4k", "watch"])
+@pytest.mark.sample(2)
 def test_models_of_all_attentions_are_equally_large(name):
     task = TASKS[name]
     for attention in attentions.names(task.causal):
