@@ -209,6 +209,20 @@ def test_the_report_has_spread_floors_and_pictures(runs, monkeypatch, tmp_path):
         assert {line.count("|") for line in lines} == {lines[0].count("|")}
 
 
+def test_a_table_of_several_processors_names_them(runs, monkeypatch, tmp_path):
+    call(report, monkeypatch, "--runs", runs)
+    assert "processor |" not in (tmp_path / "report.md").read_text()
+    for path in runs.glob("listops_200_softmax_*"):
+        run = json.loads(path.read_text())
+        run["run"]["machine"]["processor"] = "another"
+        path.write_text(json.dumps(run))
+    call(report, monkeypatch, "--runs", runs)
+    section = (tmp_path / "report.md").read_text().split("## listops_200\n")[1].split("![")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert rows[0].endswith("| processor |")
+    assert [row.split(" | ")[0] for row in rows if row.endswith("| another |")] == ["| softmax"]
+
+
 def test_curves_are_compared_where_the_shortest_ends():
     def run(ends):
         points = [{"updates": n, "cpu_seconds": n, "loss": 1.0, "accuracy": n / 100}

@@ -105,9 +105,12 @@ def section(task, given, chosen, floors):
     """
     score = task.scores[0]
     ends = {over: common_end(chosen, score, over) for over in COSTS}
+    processors = {name: {run["run"]["machine"]["processor"] for run in runs}
+                  for name, runs in chosen.items()}  # fmt: skip
+    several = len(set.union(*processors.values())) > 1
     columns = ["attention", "parameters", "rate", "seeds", *(each.name for each in task.scores),
                *(f"validation after {end:,.0f} {COSTS[over]}" for over, end in ends.items()),
-               "updates"]  # fmt: skip
+               "updates", *["processor"] * several]  # fmt: skip
     empty = ["-"] * (len(columns) - 5)
     body = [[f"*{name}*", "-", "-", "-", score.form.format(value), *empty]
             for name, value in floors.items()]  # fmt: skip
@@ -119,7 +122,8 @@ def section(task, given, chosen, floors):
         rates = ", ".join(f"{rate:g}" for rate in sorted({run["given"]["rate"] for run in runs}))
         counts = [run["found"]["updates"] for run in runs]
         body.append([name, f"{runs[0]['found']['parameters']:,}", rates, f"{len(runs)}", *values,
-                     *equal, f"{round(statistics.mean(counts)):,}"])  # fmt: skip
+                     *equal, f"{round(statistics.mean(counts)):,}",
+                     *[", ".join(sorted(processors[name]))] * several])  # fmt: skip
     settings = ", ".join(f"{name} {x}" for name, x in given.items()
                          if name not in ("task", "search", "updates"))  # fmt: skip
     lines = [f"## {task.name}\n\n", f"{task.about[0].upper()}{task.about[1:]}. {settings}.\n\n"]
@@ -176,7 +180,8 @@ TEXT = (
     f"{learning_runs.SEARCHED:.0%} of the minutes with the seed {learning_runs.SEARCH_SEED}. "
     "Scores are those of the test, mean and standard deviation over the seeds. Columns at equal "
     "cost are of the validation: after as many updates or seconds as the shortest run has. Seconds "
-    "of all cores change less than those of the clock if other programs run. Each model was "
-    "trained with or without XLA, whichever was faster. Floors are in italics; so is what was "
-    "published by others.\n\n"
+    "of all cores change less than those of the clock if other programs run. A slower processor "
+    "makes fewer updates: where the table of a task names several processors, only the column of "
+    "equally many updates compares them. Each model was trained with or without XLA, whichever was "
+    "faster. Floors are in italics; so is what was published by others.\n\n"
 )
