@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -146,6 +147,12 @@ def test_a_difference_is_relative_to_the_largest_number(found, wanted, apart):
     assert run.difference(found, wanted) == pytest.approx(apart, nan_ok=True)
 
 
+def test_a_difference_may_be_that_of_the_root_mean_squares():
+    found, wanted = ([np.array(x) for x in arrays] for arrays in ([[0.0], [4.0]], [[3.0], [4.0]]))
+    assert run.difference(found, wanted, rms=True) == pytest.approx(0.6)
+    assert np.isnan(run.difference([np.array([np.nan])], wanted[:1], rms=True))
+
+
 def test_finished_cells_are_not_measured_again(worker, tmp_path):
     path = tmp_path / "speed.json"
     measured(path)
@@ -247,6 +254,16 @@ def test_the_tables_are_whole(worker, tmp_path):
     assert str(ROOT) not in text
     assert json.loads((tmp_path / "speed.json").read_text())["runs"][0]["versions"]
     assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+def test_rows_and_tables_that_say_nothing_are_left_out(worker, tmp_path):
+    path = tmp_path / "speed.json"
+    arguments, chosen, store = measured(path, settings=Settings(peak=False))
+    speed.write(arguments, chosen, store, path)
+    text = path.with_suffix(".md").read_text()
+    assert "| time, ms |" in text
+    assert "| peak memory, MiB |" not in text
+    assert not re.search(r"^\|[^|]+(\| -? ?)+\|$", text, re.MULTILINE)
 
 
 def test_the_slope_is_the_power_of_the_length():

@@ -19,11 +19,17 @@ KERAS = ("tensorflow", "tensorflow-xla")
 OURS = (*KERAS, "jax")
 
 
+OTHER_BUCKET, RELU = 0.1, 1e-3
+"""Values of `Cell.rms`, of the root mean square of the numbers."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One number of a table: one side, one length, one direction, with or without gradient.
 
-    `same` names what is computed: cells of one group with the same word have equal values.
+    `same` names what is computed: cells of one group with the same word have equal values. Where a
+    rounding may choose another bucket or the other side of a relu, `rms` is how large the root mean
+    square of the differences may be; else the largest difference counts.
     """
 
     level: str
@@ -38,7 +44,7 @@ class Cell:
     seed: int
     dtype: str = "float32"
     same: str = ""
-    discrete: bool = False
+    rms: float | None = None
     options: tuple = ()
 
     @property
@@ -82,10 +88,10 @@ class Row:
     sides: tuple
     directions: tuple = BOTH
     same: str = ""
-    discrete: bool = False
+    rms: float | None = None
 
     def cells(self, n, causal, gradient, **sizes):
-        same, more = self.same or self.what, {"discrete": self.discrete, **sizes}
+        same, more = self.same or self.what, {"rms": self.rms, **sizes}
         place = n, causal, gradient
         return [Cell(self.level, self.what, side, *place, same=same, **more) for side in self.sides]
 
@@ -118,9 +124,9 @@ LAYERS = [
     Row("layer", "CosFormerAttention", "CosFormerAttention", OURS),
     Row("layer", "endless", "CosFormerAttention, horizon n / 4", KERAS, (True,)),
     Row("layer", "LinearAttention", "LinearAttention", OURS),
-    Row("layer", "kernel", "LinearAttention, relu + 0.001", KERAS, (False,)),
+    Row("layer", "kernel", "LinearAttention, relu + 0.001", KERAS, (False,), rms=RELU),
     Row("layer", "KernelAttention", "tf-models KernelAttention, relu",
-        ("tf_models", "tf_models-xla"), (False,), same="kernel"),
+        ("tf_models", "tf_models-xla"), (False,), same="kernel", rms=RELU),
     Row("layer", "GatedDeltaNet", "keras-hub Qwen3_5GatedDeltaNet",
         ("keras_hub", "keras_hub-xla"), (True,)),
     Row("layer", "PerformerAttention", "PerformerAttention", KERAS),
@@ -131,7 +137,7 @@ LAYERS = [
     Row("layer", "DeltaRuleAttention", "DeltaRuleAttention", KERAS, (True,)),
     Row("layer", "gated_delta", "DeltaRuleAttention, gated", KERAS, (True,)),
     Row("layer", "WindowedLinearAttention", "WindowedLinearAttention", KERAS, (True,)),
-    Row("layer", "LSHAttention", "LSHAttention", KERAS, discrete=True),
+    Row("layer", "LSHAttention", "LSHAttention", KERAS, rms=OTHER_BUCKET),
     Row("layer", "LowRankAttention", "LowRankAttention", KERAS, (False,)),
     Row("layer", "NystromAttention", "NystromAttention", KERAS, (False,)),
     Row("layer", "SegmentedAttention", "SegmentedAttention", KERAS),
@@ -139,7 +145,7 @@ LAYERS = [
     Row("layer", "HierarchicalAttention", "HierarchicalAttention", KERAS),
     Row("layer", "RecurrentMemoryAttention", "RecurrentMemoryAttention", KERAS, (True,)),
     Row("layer", "CompressiveMemoryAttention", "CompressiveMemoryAttention", KERAS, (True,)),
-    Row("layer", "ClusteredRoutingAttention", "ClusteredRoutingAttention", KERAS, discrete=True),
+    Row("layer", "ClusteredRoutingAttention", "ClusteredRoutingAttention", KERAS, rms=OTHER_BUCKET),
     Row("layer", "RoutedAttention", "RoutedAttention", KERAS),
 ]  # fmt: skip
 

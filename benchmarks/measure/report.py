@@ -93,32 +93,34 @@ def section(results, baseline, **wanted):
     way = "causal" if wanted["causal"] else "both ways"
     lines = [f"## {wanted['level']}, {way}, {passes(wanted['gradient'])}\n\n"]
 
-    def columns(name, form, value):
-        head = [name, *(f"{n:,}" for n in lengths)]
+    def columns(name, form, value, last=None):
+        """A column for each length and perhaps a last one. Rows and tables that say nothing go."""
         body = []
         for cells in rows.values():
             texts = [
                 results.text(cells[n], value(cells[n]), form) if n in cells else "" for n in lengths
             ]
-            body.append([results.label(next(iter(cells.values()))), *texts])
-        return head, body
+            if not set(texts) <= {"-", ""}:
+                label = results.label(next(iter(cells.values())))
+                body.append([label, *texts, *([last[1](cells)] if last else [])])
+        head = [name, *(f"{n:,}" for n in lengths), *(last[:1] if last else [])]
+        return table(head, body) if body else []
 
     def median(cell):
         return results.number(cell, "median")
 
-    head, body = columns("time, ms", "{:,.1f}", lambda c: None if median(c) is None
-                         else 1e3 * median(c))  # fmt: skip
-    for line, cells in zip(body, rows.values(), strict=True):
-        power = slope({n: median(cell) for n, cell in cells.items() if median(cell)})
-        line.append("-" if power is None else f"{power:.2f}")
-    lines += table([*head, "power of n"], body)
-    lines += table(*columns("time, of the limit", "{:.1f}",
-                            lambda c: ratio(median(c), results.number(c, "limit"))))  # fmt: skip
+    def power(cells):
+        found = slope({n: median(cell) for n, cell in cells.items() if median(cell)})
+        return "-" if found is None else f"{found:.2f}"
+
+    lines += columns("time, ms", "{:,.1f}", lambda c: None if median(c) is None
+                     else 1e3 * median(c), ("power of n", power))  # fmt: skip
+    lines += columns("time, of the limit", "{:.1f}",
+                     lambda c: ratio(median(c), results.number(c, "limit")))  # fmt: skip
     if baseline is not None:
-        lines += table(*columns(f"time, of {baseline.name}", "{:.3f}",
-                                lambda c: ratio(median(c), median(baseline(c)))))  # fmt: skip
-    lines += table(*columns("peak memory, MiB", "{:,.0f}",
-                            lambda c: results.number(c, "peak_mib")))  # fmt: skip
+        lines += columns(f"time, of {baseline.name}", "{:.3f}",
+                         lambda c: ratio(median(c), median(baseline(c))))  # fmt: skip
+    lines += columns("peak memory, MiB", "{:,.0f}", lambda c: results.number(c, "peak_mib"))
     return lines
 
 

@@ -14,8 +14,6 @@ from measure.process import FailedError, Worker
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
 """Largest difference, of the largest number; float32 sums of many terms keep this many digits."""
-DISCRETE = 0.1
-"""Root mean square difference where a rounding may choose another bucket."""
 LEAST_SECONDS = 0.05
 """Shorter calls are repeated until one turn takes this long."""
 
@@ -227,8 +225,8 @@ def compare(cells, workers, reference):
             for cell in family:
                 values = ask_values(cell, workers, folder)
                 wanted = values if wanted is None else wanted
-                apart = difference(values, wanted, cell.discrete)
-                tolerance = DISCRETE if cell.discrete else TOLERANCE[cell.dtype]
+                apart = difference(values, wanted, rms=cell.rms is not None)
+                tolerance = TOLERANCE[cell.dtype] if cell.rms is None else cell.rms
                 if not apart <= tolerance:
                     raise DifferentValuesError(
                         f"{cell.key} differs from {name} by {apart:.2g} of the largest number, "
@@ -257,15 +255,15 @@ def ask_values(cell, workers, folder, **options):
         return [arrays[name] for name in arrays.files]
 
 
-def difference(found, wanted, discrete=False):
-    """The largest difference, of the largest number of an array.
+def difference(found, wanted, rms=False):
+    """The largest difference, of the largest number of an array; or that of the root mean squares.
 
     An array that is zero but for rounding is held to a thousandth of the largest of all.
     """
     if [x.shape for x in found] != [x.shape for x in wanted]:
         return math.inf
     largest = max(np.max(np.abs(x), initial=0.0) for x in wanted)
-    if discrete:
+    if rms:
         apart = math.sqrt(sum(np.sum(np.square(x - y)) for x, y in zip(found, wanted, strict=True)))
         return apart / max(math.sqrt(sum(np.sum(np.square(y)) for y in wanted)), 1e-30)
     scales = [max(np.max(np.abs(y), initial=0.0), largest / 1000, 1e-30) for y in wanted]
