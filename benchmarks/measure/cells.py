@@ -17,19 +17,18 @@ SIDES = {
 BOTH = (True, False)
 KERAS = ("tensorflow", "tensorflow-xla")
 OURS = (*KERAS, "jax")
-
-
 OTHER_BUCKET, RELU = 0.1, 1e-3
-"""Values of `Cell.rms`, of the root mean square of the numbers."""
+"""Values of `Cell.rms`: what a rounding may change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One number of a table: one side, one length, one direction, with or without gradient.
 
-    `same` names what is computed: cells of one group with the same word have equal values. Where a
-    rounding may choose another bucket or the other side of a relu, `rms` is how large the root mean
-    square of the differences may be; else the largest difference counts.
+    `same` names what is computed: cells of one group with the same word have equal values. `rms` is
+    for layers in which a rounding may choose another bucket or the other side of a relu: how large
+    the root mean square of the differences may be, relative to that of the values. If it is `None`,
+    the largest difference counts.
     """
 
     level: str

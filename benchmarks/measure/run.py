@@ -228,9 +228,10 @@ def compare(cells, workers, reference):
                 apart = difference(values, wanted, rms=cell.rms is not None)
                 tolerance = TOLERANCE[cell.dtype] if cell.rms is None else cell.rms
                 if not apart <= tolerance:
+                    scale = "largest number" if cell.rms is None else "root mean square"
                     raise DifferentValuesError(
-                        f"{cell.key} differs from {name} by {apart:.2g} of the largest number, "
-                        f"more than {tolerance:g}. Nothing of this group was timed"
+                        f"{cell.key} differs from {name} by {apart:.2g} of the {scale}, more than "
+                        f"{tolerance:g}. Nothing of this group was timed"
                     )
                 found[cell] = [name, apart]
     return found
