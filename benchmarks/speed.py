@@ -35,7 +35,9 @@ def arguments_of(line=None):
     add = parser.add_argument
     add("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16384, 65536])
     add("--levels", nargs="+", choices=["core", "layer", "fit"], default=["core", "layer", "fit"])
-    add("--rows", nargs="+", help="names of rows, such as cosformer or LSHAttention")
+    names = sorted({row.what for row in (*tables.CORE, *tables.LAYERS, *tables.FIT)})
+    add("--rows", nargs="+", choices=names, metavar="NAME",
+        help="names of rows, such as cosformer or LSHAttention")  # fmt: skip
     add("--sides", nargs="+", choices=list(tables.SIDES), default=list(tables.SIDES))
     add("--directions", nargs="+", choices=["causal", "both"], default=["causal", "both"])
     add("--passes", nargs="+", choices=["forward", "gradient"], default=["forward", "gradient"])

@@ -266,6 +266,12 @@ def test_rows_and_tables_that_say_nothing_are_left_out(worker, tmp_path):
     assert not re.search(r"^\|[^|]+(\| -? ?)+\|$", text, re.MULTILINE)
 
 
+def test_a_row_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit):
+        speed.arguments_of(["--rows", "cosformer", "FlashAttention"])
+    assert "invalid choice: 'FlashAttention'" in capsys.readouterr().err
+
+
 def test_the_slope_is_the_power_of_the_length():
     assert report.slope({n: 3e-9 * n**1.5 for n in (1024, 4096, 16384)}) == pytest.approx(1.5)
     assert report.slope({256: 1.0, 1024: 2.0}) is None
