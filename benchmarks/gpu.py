@@ -49,7 +49,8 @@ def arguments_of(line=None):
     add("--heads", type=sizes, nargs="+", default=[(16, 128), (8, 64)])
     add("--batch", type=int, default=1)
     add("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    add("--rows", nargs="+", help="names of rows, such as cosformer")
+    add("--rows", nargs="+", choices=[row.what for row in ROWS], metavar="NAME",
+        help="names of rows, such as cosformer")  # fmt: skip
     add("--sides", nargs="+", choices=[*OURS, "torch"], default=[*OURS, "torch"])
     add("--block-size", type=int, help="of our causal operations; theirs if not given")
     command.add_options(add, seconds=120.0, quick="one short length, two small heads")

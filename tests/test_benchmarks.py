@@ -266,9 +266,10 @@ def test_rows_and_tables_that_say_nothing_are_left_out(worker, tmp_path):
     assert not re.search(r"^\|[^|]+(\| -? ?)+\|$", text, re.MULTILINE)
 
 
-def test_a_row_that_is_not_there_is_named(capsys):
+@pytest.mark.parametrize("program", [speed, gpu])
+def test_a_row_that_is_not_there_is_named(program, capsys):
     with pytest.raises(SystemExit):
-        speed.arguments_of(["--rows", "cosformer", "FlashAttention"])
+        program.arguments_of(["--rows", "cosformer", "FlashAttention"])
     assert "invalid choice: 'FlashAttention'" in capsys.readouterr().err
 
 
