@@ -169,10 +169,6 @@ class DecayedAttention(SumsAttention):
         values = ops.zeros((b, s, self.num_key_value_heads, 1), q.dtype)
         return self._implied_weights(mix, values, layout)
 
-    def _feature_size(self):
-        """Return the size of a key that `_prepared` gives."""
-        return self.key_dim
-
     def _sums_spec(self, value_size):
         columns = value_size + 1 if self.normalise else value_size
         shape = self.num_key_value_heads, self._feature_size(), columns

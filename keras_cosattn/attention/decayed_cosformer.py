@@ -100,11 +100,16 @@ class DecayedCosFormerAttention(DecayedAttention):
     def _rates(self):
         return -ops.exp(ops.convert_to_tensor(self.log_rate))
 
+    def _prepared_positions(self, positions):
+        """Return the cosine and sine of each step, `(b or 1, t, 1, 2)`."""
+        place = ops.cast(ops.mod(positions, self.period), self.sum_dtype)
+        angle = ops.expand_dims(place * (math.pi / self.horizon), (2, 3))
+        return ops.concatenate([ops.cos(angle), ops.sin(angle)], axis=3)
+
     def _prepared(self, steps):
         q, k = (ops.relu(arrays.accumulate(steps[name])) for name in ("q", "k"))
-        place = ops.cast(ops.mod(steps["positions"], self.period), q.dtype)
-        angle = ops.expand_dims(place * (math.pi / self.horizon), (2, 3))
-        wave = ops.cos(angle), ops.sin(angle)
+        waves = ops.stop_gradient(steps["positions"])
+        wave = waves[..., :1], waves[..., 1:]
         return {
             **steps,
             "q": ops.concatenate([0.5 * q, *(0.5 * q * x for x in wave)], axis=-1),

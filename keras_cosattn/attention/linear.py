@@ -141,12 +141,13 @@ class LinearAttention(SumsAttention):
             **self._features(q, k, layout, None)[0],
         )
 
-    def _state_spec(self):
+    def _feature_size(self):
         if isinstance(self.feature_map, FeatureMap):
-            size = self.feature_map.size(self.key_dim)
-        else:
-            size = self._phi(ops.ones((1, 1, self.num_key_value_heads, self.key_dim))).shape[-1]
-        heads, e = self.num_key_value_heads, self.value_dim
+            return self.feature_map.size(self.key_dim)
+        return self._phi(ops.ones((1, 1, self.num_key_value_heads, self.key_dim))).shape[-1]
+
+    def _state_spec(self):
+        size, heads, e = self._feature_size(), self.num_key_value_heads, self.value_dim
         if self.position is None:
             return {"sums": ((heads, size, e + 1), self.sum_dtype)}
         return {

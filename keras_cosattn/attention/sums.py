@@ -72,17 +72,32 @@ class SumsAttention(Attention):
     def _positions(self, layout, state):
         """Return the positions of queries and keys, or None, and the state of the positions.
 
-        Subclasses that accept a `position` call it in `_sums` and `_weights`. Their state then has
-        the entries of `_position_spec`.
+        They are prepared for `_rotate`. Subclasses that accept a `position` call it in `_sums` and
+        `_weights`. Their state then has the entries of `_position_spec`.
         """
         if not self._has_positions:
             return None, {}
         if state is None:
-            return (layout.query_positions, layout.key_positions), {}
+            of_queries, of_keys = layout.query_positions, layout.key_positions
+            prepared = self._prepared_positions(of_queries)
+            is_same = of_keys is of_queries
+            return (prepared, prepared if is_same else self._prepared_positions(of_keys)), {}
         start, t = state["position"], layout.query_steps
         positions = timesteps.positions(t, layout.query_mask, start=start)
         count = timesteps.advance(start, t, layout.query_mask)
-        return (positions, positions), {"position": timesteps.wrap(count, self.period)}
+        prepared = self._prepared_positions(positions)
+        return (prepared, prepared), {"position": timesteps.wrap(count, self.period)}
+
+    def _prepared_positions(self, positions):
+        """Return what a loop over the steps reads of the positions, computed before the loop."""
+        size = self._feature_size()
+        if size > self.num_heads * self.key_dim:  # the memory of a query with all its heads
+            return positions
+        return self.position.prepare(positions, size, self.sum_dtype)
+
+    def _feature_size(self):
+        """Return the size of the queries and keys that `_rotate` gets."""
+        return self.key_dim
 
     def _rotate(self, q, k, positions):
         """Return queries and keys, rotated by the positions of `_positions`."""

@@ -63,6 +63,21 @@ class Position(Component):
     kind: Literal["rotation", "encoding", "bias"] | None = None
     encodes_keys_alone: bool = False
 
+    def prepare(self, positions: Tensor, size: int, dtype: str) -> Tensor:
+        """Return what `encode` reads in place of the positions, if it should be computed only once.
+
+        A layer that encodes in a loop over the steps calls this before the loop.
+
+        Args:
+            positions: int32 tensor of shape `(b, t)` or `(1, t)`.
+            size: the number of features of a query or key.
+            dtype: the dtype in which they are encoded, float32 or float64.
+
+        Returns:
+            Tensor of shape `(b or 1, t, ...)`. Defaults to the positions.
+        """
+        return positions
+
     def encode(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -71,8 +86,8 @@ class Position(Component):
         Args:
             q: queries of shape `(b, t, h, d)`.
             k: keys of shape `(b, s, hk, d)`.
-            q_positions: int32 tensor of shape `(b, t)` or `(1, t)`.
-            k_positions: int32 tensor of shape `(b, s)` or `(1, s)`.
+            q_positions: int32 tensor of shape `(b, t)` or `(1, t)`, or what `prepare` made of it.
+            k_positions: int32 tensor of shape `(b, s)` or `(1, s)`, or what `prepare` made of it.
 
         Returns:
             The new q and k, in float32 or, for float64 inputs, in float64.

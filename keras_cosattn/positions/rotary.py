@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
-from keras_cosattn.ops.rotation import apply_rotation
+from keras_cosattn.ops import arrays
+from keras_cosattn.ops.rotation import apply_rotation, rotation_table
 from keras_cosattn.positions.base import Position, Tensor
 
 if TYPE_CHECKING:
@@ -86,25 +87,37 @@ class Rotary(Position):
         self.base, self.interleaved = base, interleaved
         self.scaling_factor, self.rotary_dim = scaling_factor, rotary_dim
 
+    def prepare(self, positions: Tensor, size: int, dtype: str) -> Tensor:
+        reads_positions = type(self).encode is not Rotary.encode  # a subclass
+        return positions if reads_positions else self._table(positions, size, dtype)
+
     def encode(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
         return self._rotate(q, q_positions), self._rotate(k, k_positions)
 
     def _rotate(self, x, positions):
-        if self.rotary_dim is not None and self.rotary_dim > x.shape[-1]:
+        x, is_prepared = arrays.accumulate(x), len(positions.shape) > 2
+        table = positions if is_prepared else self._table(positions, x.shape[-1], x.dtype)
+        return apply_rotation(
+            x, table, interleaved=self.interleaved, rotary_dim=self.rotary_dim
+        )
+
+    def _table(self, positions, size, dtype):
+        if self.rotary_dim is not None and self.rotary_dim > size:
             raise ValueError(
                 f"{self.name}: `rotary_dim` must be at most the size of a head. Received: "
-                f"rotary_dim={self.rotary_dim}, heads of {x.shape[-1]}"
+                f"rotary_dim={self.rotary_dim}, heads of {size}"
             )
-        return apply_rotation(
-            x,
+        return rotation_table(
             positions,
+            size,
             self.base,
             interleaved=self.interleaved,
             scaling_factor=self.scaling_factor,
             rotary_dim=self.rotary_dim,
             frequency_adjustment=self.frequency_adjustment,
+            dtype=dtype,
         )
 
     def get_config(self) -> dict[str, Any]:

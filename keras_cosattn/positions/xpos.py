@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cosattn.ops.rotation import apply_rotation
+from keras_cosattn.ops import arrays
+from keras_cosattn.ops.rotation import apply_rotation, rotation_table
 from keras_cosattn.positions.base import Position, Tensor
 
 if TYPE_CHECKING:
@@ -68,9 +69,13 @@ class XPos(Position):
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
         middle = _middle(q_positions)
-        q = apply_rotation(q, q_positions, self.base)
-        k = apply_rotation(k, k_positions, self.base)
+        q, k = self._rotate(q, q_positions), self._rotate(k, k_positions)
         return q * self._fade(q, q_positions - middle), k * self._fade(k, middle - k_positions)
+
+    def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        x = arrays.accumulate(x)
+        table = rotation_table(positions, x.shape[-1], self.base, dtype=x.dtype)
+        return apply_rotation(x, table)
 
     def _fade(self, x: Tensor, steps: Tensor) -> Tensor:
         """Return `z_i^(steps / scale_base)`, of shape `(b or 1, t, 1, d)`."""
