@@ -22,7 +22,10 @@ from variants import CASES, WIDTH, inputs, make
 
 from keras_cosattn import (
     ALiBi,
+    DecayedCosFormerAttention,
     LinearAttention,
+    PerformerAttention,
+    RetentionAttention,
     Rotary,
     Shaw,
     Sinusoidal,
@@ -222,6 +225,60 @@ def test_a_rotation_moves_features_without_products(rng, monkeypatch):
     found, _ = Rotary().encode(x, x, *2 * (np.arange(13, dtype="int32")[None],))
     matrices = np.stack([references._rotation(p, 7) for p in range(13)])
     assert_close(found, np.einsum("tcd,bthd->bthc", matrices, x), 1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTS if name.startswith("Rotary")])
+def test_prepared_positions_encode_the_same(name, rng):
+    cls, own = OBJECTS[name]
+    position, place = cls(**own), rng.integers(0, 99, (2, 7)).astype("int32")
+    q, k = inputs(rng, 2, 7, 4, 5), inputs(rng, 2, 7, 2, 5)
+    prepared = position.prepare(place, 5, "float32")
+    found = position.encode(q, k, prepared, prepared)
+    for one, other in zip(found, position.encode(q, k, place, place), strict=True):
+        assert_close(one, other, 0)
+
+
+class NotRotated(Rotary):
+    def encode(self, q, k, q_positions, k_positions):
+        assert len(q_positions.shape) == len(k_positions.shape) == 2
+        return q, k
+
+
+def test_an_encode_of_a_subclass_is_used(rng):
+    x = inputs(rng, 2, 13, WIDTH)
+    layer = LinearAttention(2, 4, position=NotRotated(), block_size=4)
+    out = layer(x, x, use_causal_mask=True)
+    plain = LinearAttention(2, 4, block_size=4)
+    plain.build(x.shape, x.shape)
+    plain.set_weights(layer.get_weights())
+    assert_close(out, plain(x, x, use_causal_mask=True))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="reads a graph of TensorFlow")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        LinearAttention(2, 4, position=Rotary(), chunk_size=4),
+        PerformerAttention(2, 4, position=Rotary(), chunk_size=4),
+        RetentionAttention(2, 4, chunk_size=4),
+        DecayedCosFormerAttention(2, 4, chunk_size=4),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_loop_computes_no_sines(layer, rng):
+    """XLA would compute them for each head."""
+    import tensorflow as tf
+
+    x = inputs(rng, 2, 300, WIDTH)  # so many that a loop is faster
+    run = tf.function(lambda x: layer(x, x, use_causal_mask=True)).get_concrete_function(x)
+    graph = run.graph.as_graph_def()
+    assert {"Sin", "Cos"} <= {node.op for node in graph.node}
+    loops = {
+        node.attr["body"].func.name for node in graph.node if node.op in {"While", "StatelessWhile"}
+    }
+    bodies = [f for f in graph.library.function if f.signature.name in loops]
+    assert bodies
+    assert not {"Sin", "Cos", "FloorMod"} & {node.op for f in bodies for node in f.node_def}
 
 
 @pytest.mark.parametrize(

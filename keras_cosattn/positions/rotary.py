@@ -99,9 +99,7 @@ class Rotary(Position):
     def _rotate(self, x, positions):
         x, is_prepared = arrays.accumulate(x), len(positions.shape) > 2
         table = positions if is_prepared else self._table(positions, x.shape[-1], x.dtype)
-        return apply_rotation(
-            x, table, interleaved=self.interleaved, rotary_dim=self.rotary_dim
-        )
+        return apply_rotation(x, table, interleaved=self.interleaved, rotary_dim=self.rotary_dim)
 
     def _table(self, positions, size, dtype):
         if self.rotary_dim is not None and self.rotary_dim > size:
