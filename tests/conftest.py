@@ -62,17 +62,16 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _mark_more_as_slow(items):
-    """Of each newer variant one case, and optional cases of the older ones, run every third test.
+    """Leave out most cases of most tests.
 
-    On JAX and PyTorch they run every sixth.
-
-    Each case runs others, so every test has some. JAX compiles every shape. On PyTorch the
-    older variants run a sixth too, and what Keras compiles or quantises takes longest.
+    Each case runs others, so every test has some. The older variants run every test; on JAX every
+    third, and on PyTorch every sixth. Of each newer variant one case, and optional cases of the
+    older ones, run every third test; on JAX and PyTorch every sixth. JAX compiles every shape, and
+    what is not compiled as a whole takes longest. On PyTorch what Keras compiles or quantises does.
     """
     from support import BACKEND
     from variants import CASES, OPTIONAL, PLAIN
 
-    share = 3 if BACKEND == "tensorflow" else 6
     first = {cls.__name__: case for case, (cls, _) in reversed(CASES.items())}
     cases, tests = list(CASES), {}
     for item in items:
@@ -81,13 +80,18 @@ def _mark_more_as_slow(items):
         if case not in CASES:
             continue
         name = CASES[case][0].__name__
-        if name in PLAIN and case not in OPTIONAL and BACKEND != "torch":
+        is_older = name in PLAIN and case not in OPTIONAL
+        if is_older and BACKEND == "tensorflow":
             continue
+        share = 3 if BACKEND == "tensorflow" or (is_older and BACKEND == "jax") else 6
         test = tests.setdefault(item.function, len(tests))
         left_out = (test + cases.index(case)) % share
         newer = name not in PLAIN and case != first[name]
-        long = BACKEND == "torch" and (parameters.get("jit") or "int8" in item.name)
-        if left_out or newer or long:
+        long = {
+            "jax": parameters.get("jit") is False,
+            "torch": parameters.get("jit") or "int8" in item.name,
+        }
+        if left_out or newer or long.get(BACKEND):
             item.add_marker(pytest.mark.slow)
 
 

@@ -129,6 +129,15 @@ def compiled_on_jax(function):
     return jax.jit(function)
 
 
+def call(layer, *inputs, **options):
+    """The layer's outputs, on JAX from one program: it would compile each operation by itself."""
+    if BACKEND != "jax":
+        return layer(*inputs, **options)
+    if all(x is inputs[0] for x in inputs):
+        return compiled_on_jax(lambda x: pure(layer, *[x] * len(inputs), **options))(inputs[0])
+    return compiled_on_jax(lambda *inputs: pure(layer, *inputs, **options))(*inputs)
+
+
 @contextlib.contextmanager
 def float64():
     """Where float64 arrays keep their precision: JAX cuts them to float32 elsewhere."""

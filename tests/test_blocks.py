@@ -69,7 +69,7 @@ def example():
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.sample(7)
+@pytest.mark.sample(14)
 def test_graphs_have_the_values_and_gradients_of_an_eager_call(name, call):
     """A graph loops with a gradient of its own; an eager call is a plain loop."""
     layer, (x, g) = LAYERS[name](), example()

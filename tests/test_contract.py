@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import WHOLE, How, projected
-from support import BACKEND, assert_close, compiled, gradients, layer_weights, pure, traced
+from support import BACKEND, assert_close, call, compiled, gradients, layer_weights, pure, traced
 from variants import (
     BIDIRECTIONAL,
     CANNOT,
@@ -48,7 +48,7 @@ def model_of(layer, length=None):
 
 @pytest.mark.parametrize("case", STREAMING)
 @pytest.mark.parametrize("pieces", [[13], [1] * 13, [4, 1, 7, 1], [12, 1]], ids=str)
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 def test_whole_equals_pieces_equals_single_steps(case, pieces, rng):
     model = model_of(build(case))
     x = inputs(rng, 2, 13, WIDTH)
@@ -58,7 +58,7 @@ def test_whole_equals_pieces_equals_single_steps(case, pieces, rng):
     for piece in np.split(x, np.cumsum(pieces)[:-1], axis=1):
         y, state = stream(piece, state)
         outputs.append(y)
-    assert_close(np.concatenate(outputs, axis=1), model(x), EXACT)
+    assert_close(np.concatenate(outputs, axis=1), call(model, x), EXACT)
     for name, value in state.items():
         assert_close(value, state_after_all[name], EXACT)
 
@@ -70,7 +70,7 @@ def test_the_size_of_chunks_changes_nothing(case, rng):
     outputs = []
     for layer in layers:
         layer.set_weights(layers[0].get_weights())
-        outputs.append(layer(x, x, use_causal_mask=True))
+        outputs.append(call(layer, x, x, use_causal_mask=True))
     assert_close(outputs[1], outputs[0], EXACT)
     assert_close(outputs[2], outputs[0], EXACT)
 
@@ -79,13 +79,15 @@ def test_the_size_of_chunks_changes_nothing(case, rng):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_equals_truncation(case, causal, side, rng):
     layer, x, mask = build(case), inputs(rng, 3, 13, WIDTH), mask_of(LENGTHS, 13, side)
-    padded = np.asarray(layer(x, x, query_mask=mask, value_mask=mask, use_causal_mask=causal))
+    padded = np.asarray(call(layer, x, x, query_mask=mask, value_mask=mask, use_causal_mask=causal))
     for i, real in enumerate(mask):
         alone = x[i : i + 1, real]
-        expected = layer(alone, alone, use_causal_mask=causal)
+        expected = call(layer, alone, alone, use_causal_mask=causal)
         assert_close(padded[i : i + 1][:, real], expected, EXACT)
         one, real_one = x[i : i + 1], mask[i : i + 1]
-        one = layer(one, one, query_mask=real_one, value_mask=real_one, use_causal_mask=causal)
+        one = call(
+            layer, one, one, query_mask=real_one, value_mask=real_one, use_causal_mask=causal
+        )
         assert_close(np.asarray(one)[:, real], expected, EXACT)
 
 
@@ -95,15 +97,19 @@ def test_padding_equals_truncation_in_cross_attention(case, causal, sides, rng):
     layer = build(case, WIDTH, 9)
     x, y = inputs(rng, 3, 13, WIDTH), inputs(rng, 3, 17, 9)
     q_mask, k_mask = mask_of(LENGTHS, 13, sides[0]), mask_of((17, 3, 8), 17, sides[1])
-    padded = np.asarray(layer(x, y, query_mask=q_mask, value_mask=k_mask, use_causal_mask=causal))
+    padded = np.asarray(
+        call(layer, x, y, query_mask=q_mask, value_mask=k_mask, use_causal_mask=causal)
+    )
     for i in range(3):
-        expected = layer(x[i : i + 1, q_mask[i]], y[i : i + 1, k_mask[i]], use_causal_mask=causal)
+        expected = call(
+            layer, x[i : i + 1, q_mask[i]], y[i : i + 1, k_mask[i]], use_causal_mask=causal
+        )
         assert_close(padded[i : i + 1][:, q_mask[i]], expected, EXACT)
 
 
 @every_causal
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_the_future_never_leaks(case, jit, rng):
     x, mask = inputs(rng, 2, 13, WIDTH), mask_of((12, 13), 13)
     layers = [build(case, dropout=rate, seed=1) for rate in (0.0, 0.4)]
@@ -150,8 +156,8 @@ def test_nothing_to_attend_to_gives_zero(case, causal, rng):
     layer, x = build(case, use_bias=False), inputs(rng, 2, 13, WIDTH)
     mask = np.ones((2, 13), bool)
     mask[0] = False
-    outputs, weights = layer(
-        x, x, value_mask=mask, use_causal_mask=causal, return_attention_scores=True
+    outputs, weights = call(
+        layer, x, x, value_mask=mask, use_causal_mask=causal, return_attention_scores=True
     )
     assert not np.any(np.asarray(outputs)[0])
     assert not np.any(np.asarray(weights)[0])
@@ -160,7 +166,7 @@ def test_nothing_to_attend_to_gives_zero(case, causal, rng):
 
 
 @every_direction
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_implicit_masks_count(case, causal, rng):
     layer, x = build(case), inputs(rng, 3, 13, WIDTH)
     mask = mask_of(LENGTHS, 13)
@@ -170,8 +176,8 @@ def test_implicit_masks_count(case, causal, rng):
         masked = keras.layers.Masking()(x)
         return layer(masked, masked, use_causal_mask=causal)
 
-    expected = layer(x, x, query_mask=mask, value_mask=mask, use_causal_mask=causal)
-    assert np.abs(np.asarray(expected - layer(x, x, use_causal_mask=causal))).max() > 1e-3
+    expected = call(layer, x, x, query_mask=mask, value_mask=mask, use_causal_mask=causal)
+    assert np.abs(np.asarray(expected - call(layer, x, x, use_causal_mask=causal))).max() > 1e-3
     assert_close(implicit(x), expected, EXACT)
     assert_close(compiled(implicit)(x), expected, EXACT)
     functional = keras.Input((None, WIDTH))
@@ -206,9 +212,9 @@ def test_packed_equals_alone(case, causal, rng):
     layer, x = build(case), inputs(rng, 1, 30, WIDTH)
     lengths = [1, 12, 3, 14]
     ids = np.repeat([7, 2, 2 + 5, 2], lengths)[None]
-    packed = layer(x, x, segment_ids=ids, use_causal_mask=causal)
+    packed = call(layer, x, x, segment_ids=ids, use_causal_mask=causal)
     alone = [
-        layer(part, part, use_causal_mask=causal)
+        call(layer, part, part, use_causal_mask=causal)
         for part in np.split(x, np.cumsum(lengths)[:-1], axis=1)
     ]
     assert_close(packed, np.concatenate(alone, axis=1), EXACT)
@@ -222,9 +228,9 @@ def test_weights_mix_the_values_to_the_output(case, causal, rng):
     layer, x = build(case), inputs(rng, 2, 13, WIDTH)
     mask = mask_of((13, 6), 13, "left")
     options = {"query_mask": mask, "value_mask": mask, "use_causal_mask": causal}
-    outputs, weights = layer(x, x, return_attention_scores=True, **options)
+    outputs, weights = call(layer, x, x, return_attention_scores=True, **options)
     order = 1e-6 if BACKEND == "torch" else 0  # a kernel without weights sums in another order
-    assert_close(outputs, layer(x, x, **options), order)
+    assert_close(outputs, call(layer, x, x, **options), order)
     assert weights.shape == (2, 6, 13, 13)
     values = np.repeat(np.asarray(layer.value_dense(x)), 2, axis=2)
     mixed = np.einsum("bhts,bshe->bthe", np.asarray(weights), values)
@@ -232,16 +238,17 @@ def test_weights_mix_the_values_to_the_output(case, causal, rng):
 
 
 @every_direction
+@pytest.mark.sample(3)
 def test_a_padding_mask_of_attention_shape_is_a_mask_of_the_values(case, causal, rng):
     layer, mask = build(case), mask_of(LENGTHS, 13, "left")
     x = keras.ops.convert_to_tensor(inputs(rng, 3, 13, WIDTH))
-    expected = layer(x, x, value_mask=mask, use_causal_mask=causal)
+    expected = call(layer, x, x, value_mask=mask, use_causal_mask=causal)
     found = layer(
         query=x, value=x, attention_mask=mask[:, None].astype("int32"), use_causal_mask=causal
     )
     assert_close(found, expected, EXACT)
     if causal or "cross" in CANNOT[case]:  # then one mask serves both sides
-        both = layer(x, x, query_mask=mask, value_mask=mask, use_causal_mask=causal)
+        both = call(layer, x, x, query_mask=mask, value_mask=mask, use_causal_mask=causal)
         assert_close(found, both, EXACT)
 
 
@@ -283,7 +290,7 @@ def test_saves_and_loads(case, rng, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     x = inputs(rng, 2, 13, WIDTH)
-    assert_close(loaded(x), model(x), 0)
+    assert_close(call(loaded, x), call(model, x), 0)
 
 
 @every_case
@@ -304,7 +311,7 @@ def test_from_config_gives_the_same_layer(case):
         pytest.param(False, 13, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 def test_trains(case, jit, length, rng):
     model = keras.Sequential([model_of(build(case, dropout=0.1), length), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit)
@@ -330,10 +337,10 @@ def test_half_precision_is_float32_to_its_precision(case, policy, length, rng):
     half = build(case, dtype=policy, **longer)
     half.set_weights(layer.get_weights())
     causal = case in CAUSAL
-    outputs = half(x, x, use_causal_mask=causal)
+    outputs = call(half, x, x, use_causal_mask=causal)
     assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
     outputs = keras.ops.cast(outputs, "float32")
-    assert_close(outputs, layer(x, x, use_causal_mask=causal), 4 * precision)
+    assert_close(outputs, call(layer, x, x, use_causal_mask=causal), 4 * precision)
 
 
 @every_case
@@ -346,10 +353,11 @@ def test_lora_and_int8_reach_the_projections(case, rng):
     next(dense).enable_lora(2)
     assert_close(layer(x, x, use_causal_mask=causal), before, EXACT)
     model = model_of(build(case, **ONE_BUCKET.get(CASES[case][0].__name__, {})))
-    before = model(x)
+    before = call(model, x)
     model.quantize("int8")
-    assert_close(model(x), before, 0.1)  # int8 weights and activations in four projections
-    assert np.any(np.asarray(model(x)) != np.asarray(before))
+    after = call(model, x)
+    assert_close(after, before, 0.1)  # int8 weights and activations in four projections
+    assert np.any(np.asarray(after) != np.asarray(before))
 
 
 @every_direction
@@ -371,7 +379,7 @@ def test_any_shapes_and_masks_match_the_reference(case, causal, data):
     if "cross" in CANNOT[case]:
         y, masks = x, [masks[0], masks[0]]
     layer = build(case, WIDTH, y.shape[-1])
-    found = layer(x, y, query_mask=masks[0], value_mask=masks[1], use_causal_mask=causal)
+    found = call(layer, x, y, query_mask=masks[0], value_mask=masks[1], use_causal_mask=causal)
     how = How(query_mask=masks[0], key_mask=masks[1], causal=causal)
     name, arguments = type(layer).__name__, CASES[case][1]
     assert_close(found, projected(name, layer_weights(layer), x, y, how=how, **arguments), 1e-5)

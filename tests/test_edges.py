@@ -54,7 +54,7 @@ def test_masked_steps_may_hold_anything(case, causal, junk, rng):
 
 @every_stream
 @every_junk
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_masked_steps_of_a_stream_may_hold_anything(case, junk, rng):
     x, mask = inputs(rng, 2, 9, WIDTH), rng.random((2, 9)) < 0.6
     one = keras.Input((None, WIDTH))
@@ -92,7 +92,7 @@ def unknown_sizes(function):
 
 
 @every_direction
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 def test_a_graph_of_any_size_takes_an_empty_batch(case, causal, rng):
     layer = build(case)
     run = unknown_sizes(lambda x: layer(x, x, use_causal_mask=causal))
@@ -232,6 +232,7 @@ def test_past_the_limit_a_compiled_layer_gives_finite_values(name, rng):
 
 
 @every_stream
+@pytest.mark.sample(2)
 def test_a_stream_past_its_end_stays_finite(case, rng):
     if "max_length" not in CASES[case][1]:
         pytest.skip("its streams have no end")

@@ -144,6 +144,7 @@ def test_it_has_the_number_of_weights_of_llama():
 
 
 @pytest.mark.parametrize("kinds", MODELS.values(), ids=MODELS)
+@pytest.mark.sample(2)
 def test_it_streams_as_it_reads_the_whole(kinds, rng):
     model, ids = random_llama(kinds), tokens(rng, 2, 30)
     assert_close(streamed(model, ids, (9, 10, 11, 24)), model(ids), EXACT)

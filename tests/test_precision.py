@@ -54,7 +54,7 @@ def test_a_float64_stream_keeps_float64(case, rng):
 
 
 @pytest.mark.parametrize("case", sorted({case for case, _ in DIRECTIONS}))
-@pytest.mark.sample(5)
+@pytest.mark.sample(10)
 def test_the_default_float_type_may_be_any(case, floatx, rng):
     with float64():
         one = keras.Input((9, WIDTH))

@@ -265,6 +265,7 @@ def test_a_full_mask_goes_to_all_paths_that_take_it(rng):
     "options", [{"routing_iterations": 2}, {"top_k": 1, "load_balancing": 0.1}], ids=str
 )
 @pytest.mark.parametrize("pieces", [[1] * 13, [4, 1, 8]], ids=str)
+@pytest.mark.sample(3)
 def test_whole_equals_pieces(options, pieces, rng):
     block = TransformerDecoder(16, attention=RoutedAttention(paths(), **options))
     x = keras.Input((None, M))

@@ -50,6 +50,7 @@ SLOW = {
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TASKS]
 )
 @pytest.mark.usefixtures("made_up")
+@pytest.mark.sample(3)
 def test_a_few_updates_of_every_task(name, monkeypatch, capsys):
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"needs the package {NEEDS[name]}, of the extra `benchmarks`")
@@ -70,7 +71,7 @@ def test_a_few_updates_of_every_task(name, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["lm", "listops", "mlm", "text_4k", "watch"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 def test_models_of_all_attentions_are_equally_large(name):
     task = TASKS[name]
     for attention in attentions.names(task.causal):

@@ -162,7 +162,7 @@ FORMS = {
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("form", [*FORMS, "all at once"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 def test_every_form_is_the_sum(form, packed, rng):
     options = {"window": 6, **FORMS.get(form, {})}
     layer, x = make(**options), inputs(rng, B, 321, WIDTH)
