@@ -22,6 +22,7 @@ from variants import CASES, WIDTH, inputs, make
 
 from keras_cosattn import (
     ALiBi,
+    CosFormerAttention,
     DecayedCosFormerAttention,
     LinearAttention,
     PerformerAttention,
@@ -263,11 +264,13 @@ def test_an_encode_of_a_subclass_is_used(rng):
         PerformerAttention(2, 4, position=Rotary(), chunk_size=4),
         RetentionAttention(2, 4, chunk_size=4),
         DecayedCosFormerAttention(2, 4, chunk_size=4),
+        CosFormerAttention(2, 4, max_length=300),
+        CosFormerAttention(2, 4, horizon=16),
     ],
     ids=lambda layer: type(layer).__name__,
 )
 def test_a_loop_computes_no_sines(layer, rng):
-    """XLA would compute them for each head."""
+    """XLA would compute them for each head and, of cosFormer, for each feature."""
     import tensorflow as tf
 
     x = inputs(rng, 2, 300, WIDTH)  # so many that a loop is faster

@@ -14,10 +14,14 @@ SMALLEST_SUM = 1e-12
 """A row whose weights sum to far less than this attends to nothing and gives zero."""
 
 
+def sum_dtype(x: Tensor) -> str:
+    """Return the dtype of sums of `x`: float32, or float64 for a float64 tensor."""
+    return "float64" if backend.standardize_dtype(x.dtype) == "float64" else "float32"
+
+
 def accumulate(x: Tensor) -> Tensor:
-    """Return `x` in the precision of sums: float32, or float64 for a float64 tensor."""
-    wide = backend.standardize_dtype(x.dtype) == "float64"
-    return ops.cast(x, "float64" if wide else "float32")
+    """Return `x` in the dtype of sums."""
+    return ops.cast(x, sum_dtype(x))
 
 
 def zero_masked(x: Tensor, mask: Tensor | None) -> Tensor:

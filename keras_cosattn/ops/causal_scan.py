@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_cosattn.ops import arrays
@@ -24,7 +25,7 @@ def causal_scan(
     Args:
         step: function of the state, of the block's part of `xs`, and of the runs of its steps,
             which are 0 where a step continues the run of the state.
-        xs: dict of tensors `(b or 1, t, ...)`.
+        xs: dict of tensors `(b or 1, t, ...)`, or of lists of them.
         state: dict of tensors.
         runs: int32 tensor `(b, t)` that never falls, or None. Its 0 is the run of `state`.
         block_size: int, or None for all steps.
@@ -66,7 +67,7 @@ def both_ways(
     numerators and the normaliser, and with `strict=True` it leaves out its own step.
     """
     out, after = causal_scan(functools.partial(step, divide=False), xs, state, runs, block_size)
-    flipped = {name: ops.flip(x, axis=1) for name, x in xs.items()}
+    flipped = keras.tree.map_structure(lambda x: ops.flip(x, axis=1), xs)
     later_runs = runs[:, -1:] - ops.flip(runs, axis=1)
     empty = {name: ops.zeros_like(x) for name, x in state.items()}
     later = functools.partial(step, divide=False, strict=True)

@@ -14,7 +14,7 @@ Shapes: n chunks of C steps, z = b * n; a head of k has R = g * C rows of q, g q
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,11 @@ def causal_sums(
     v: Tensor,
     state: State | None,
     *,
-    expand: Callable[[Tensor, Tensor], Tensor] | None = None,
-    offsets: Tensor | None = None,
-    reach: int | None = None,
+    expand: Callable[..., Tensor] | None = None,
+    offsets: Sequence[Tensor] = (),
+    move_on: Callable[..., Sequence[Tensor]] | None = None,
     kernel: Callable[[Any, Any], Any] | None = None,
-    positions: Tensor | None = None,
+    positions: Sequence[Tensor] | None = None,
     runs: Tensor | None = None,
     strict: bool = False,
     aligned: bool = False,
@@ -46,9 +46,9 @@ def causal_sums(
     """Return `out_t = sum_(s <= t) (q_t . k_s) kernel(t - s) v_s`, continuing from `state`.
 
     The kernel must factor through the features that `expand` makes:
-    `(q_t . k_s) kernel(t - s) = expand(q_t, offset_t) . expand(k_s, offset_s)` within a run. With
-    `reach`, t attends also to the run before its own, with `offset_t + reach` in place of
-    `offset_t`.
+    `(q_t . k_s) kernel(t - s) = expand(q_t, *offsets_t) . expand(k_s, *offsets_s)` within a run.
+    With `move_on`, t attends also to the run before its own, with `move_on(*offsets_t)` in place of
+    `offsets_t`.
 
     It takes O(t C (d + e) + t f e) time and O(t C + t f e / C) memory for each head. With
     runs, n chunks at once take another O(n^1.5 f e) time.
@@ -58,15 +58,16 @@ def causal_sums(
         k: tensor `(b, t, h, d)`.
         v: tensor `(b, t, h, e)`.
         state: dict of `"sums" (b, h, f, e)`, the sum of `expand(k) v^T` over the earlier steps of
-            the run numbered 0, and with `reach` also `"previous"`, that of the run before it. None
-            stands for zeros.
+            the run numbered 0, and with `move_on` also `"previous"`, that of the run before it.
+            None stands for zeros.
         expand: function of a tensor `(..., d)` and offsets that broadcast to it, which returns
             `(..., f)`. Defaults to no change, f = d.
-        offsets: tensor `(b or 1, t)`, the places of the steps in their run.
-        reach: number, what the offset grows by in one run. Defaults to `None`: t attends to its own
-            run only.
+        offsets: tensors `(b or 1, t)`, functions of the place of each step in its run.
+        move_on: function of the offsets, which returns those at the same place of the next run.
+            Defaults to `None`: t attends to its own run only.
         kernel: function of the positions of rows and columns, which broadcast. Defaults to 1.
-        positions: tensor `(b or 1, t)`. Defaults to the number of the step.
+        positions: tensors `(b or 1, t)`, functions of the position of each step; the kernel then
+            takes lists. Defaults to the number of the step.
         runs: int32 tensor `(b, t)` that never falls, the run of each step, 0 for steps that
             continue the run of the state. Defaults to one run.
         strict: bool. If True, s = t is left out. Defaults to `False`.
@@ -91,14 +92,14 @@ def causal_sums(
     q = arrays.groups_to_rows(q, group)
     q_read, k_write, q_previous = q, k, None
     if expand is not None:
-        offsets = offsets if one_chunk else ops.broadcast_to(offsets, (b, t))
-        offset = ops.expand_dims(split(offsets), (1, 3))
-        row_offset = arrays.tile_rows(offset, group, axis=2)
-        q_read, k_write = expand(q, row_offset), expand(k, offset)
-        q_previous = None if reach is None else expand(q, row_offset + reach)
+        offsets = offsets if one_chunk else [ops.broadcast_to(x, (b, t)) for x in offsets]
+        offsets = [ops.expand_dims(split(x), (1, 3)) for x in offsets]
+        of_rows = [arrays.tile_rows(x, group, axis=2) for x in offsets]
+        q_read, k_write = expand(q, *of_rows), expand(k, *offsets)
+        q_previous = None if move_on is None else expand(q, *move_on(*of_rows))
     is_first = state is None
     if state is None:
-        state = _zero_state(b, k_write, v, reach)
+        state = _zero_state(b, k_write, v, move_on is not None)
     if runs is not None:
         runs = ops.expand_dims(runs, 1) if one_chunk else chunks.split_ids(runs, size)
     count = 1 if one_chunk else -(-t // size)
@@ -108,9 +109,10 @@ def causal_sums(
     if one_step:
         out = _read(q_read, q_previous, after)
     else:
-        weights = _kernel_weights(size, group, kernel, split(positions), strict, dtype)
+        places = positions and [split(x) for x in positions]
+        weights = _kernel_weights(size, group, kernel, places, strict, dtype)
         if runs is not None:
-            can_attend = _can_attend(runs, group, reach is not None)
+            can_attend = _can_attend(runs, group, move_on is not None)
             weights = weights * ops.cast(can_attend, dtype)
         out = ops.matmul(ops.matmul(q, ops.swapaxes(k, 2, 3)) * weights, v)
         if runs is not None:
@@ -121,10 +123,10 @@ def causal_sums(
     return (out if one_chunk else chunks.join(out, t, b)), after
 
 
-def _zero_state(b, k_write, v, reach):
+def _zero_state(b, k_write, v, has_previous):
     h, _, f = k_write.shape[1:]
     zeros = ops.zeros((b, h, f, v.shape[3]), k_write.dtype)
-    return {"sums": zeros} if reach is None else {"sums": zeros, "previous": zeros}
+    return {"sums": zeros, "previous": zeros} if has_previous else {"sums": zeros}
 
 
 def _enter_run(state, runs):
@@ -169,8 +171,8 @@ def _kernel_weights(size, group, kernel, positions, strict, dtype):
     weights = arrays.tile_rows(weights, group, axis=0)
     if kernel is None or positions is None:
         return weights
-    row = ops.expand_dims(arrays.tile_rows(positions, group, axis=1), (1, 3))
-    return weights * kernel(row, ops.expand_dims(positions, (1, 2)))
+    rows = [ops.expand_dims(arrays.tile_rows(x, group, axis=1), (1, 3)) for x in positions]
+    return weights * kernel(rows, [ops.expand_dims(x, (1, 2)) for x in positions])
 
 
 def _can_attend(runs, group, to_previous):

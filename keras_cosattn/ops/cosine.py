@@ -23,7 +23,8 @@ from keras_cosattn.ops.cosine_features import (
     cosine_angles,
     cosine_features,
     cosine_of_difference,
-    per_example,
+    half_a_horizon_later,
+    waves,
 )
 from keras_cosattn.ops.cosine_steps import (
     check_length,
@@ -113,15 +114,17 @@ def cosine_attention(
     q_offset = clip_positions(max_length, timesteps.positions(t, query_mask, segments))
     k_offset = clip_positions(max_length, timesteps.positions(s, mask, segments))
     steps = sizes(chunk_size, block_size)
+    dtype = arrays.sum_dtype(q)
     if segments is not None:
-        xs = {"q": q, "k": k, "v": v, "mask": mask, "offset": q_offset}
-        xs = arrays.without_none(xs if query_mask is None else {**xs, "position": q_offset})
+        xs = {"q": q, "k": k, "v": v, "mask": mask, "offset": waves(q_offset, span, dtype)}
+        xs = arrays.without_none(xs if query_mask is None else {**xs, "position": xs["offset"]})
         step = functools.partial(_causal_step, span=span, chunk_size=steps.chunk_of_block)
         return both_ways(step, xs, _zero_state(q, k, v), segments, steps.block)[0]
 
     def read(block):
-        return {"sums": _features(block["q"], block["offset"], span)}
+        return {"sums": _features(block["q"], block["offset"])}
 
+    q_offset = waves(q_offset, span, dtype, cos_and_sin_by_series)
     sums = _sums_of_all(q, k, v, mask, k_offset, span, steps.block)
     return read_sums(read, {"q": q, "offset": q_offset}, sums, steps.block)
 
@@ -205,9 +208,11 @@ def causal_cosine_attention(
         position = ops.full((ops.shape(k)[0],), t, "int32")
         return dense.mix(weights, arrays.accumulate(v)), {**state, "position": position}
     k, v, mask = arrays.align_keys(k, v, mask, t, s)
-    xs = arrays.without_none({"q": q, "k": k, "v": v, "mask": mask, "offset": offset})
+    dtype = arrays.sum_dtype(q)
+    xs = arrays.without_none({"q": q, "k": k, "v": v, "mask": mask})
+    xs["offset"] = waves(offset, span, dtype)
     if query_mask is not None or not isinstance(span, int):  # else differences are those of steps
-        xs["position"] = position
+        xs["position"] = waves(position, span, dtype)
     sums = _zero_state(q, k, v, horizon)
     if state is not None:
         sums = {name: state[name] for name in sums}
@@ -243,21 +248,20 @@ def _causal_step(
     options: dict[str, Any] = {"kernel": cosine_of_steps}
     if "position" in block:
         options["kernel"] = cosine_of_difference
-        options["positions"] = cosine_angles(block["position"], span, q.dtype)
+        options["positions"] = [ops.stop_gradient(x) for x in block["position"]]
     out, state = causal_sums(
         q, k, v, state or None,
         expand=cosine_features,
-        offsets=cosine_angles(block["offset"], span, q.dtype),
-        reach=None if horizon is None else math.pi / 4,
+        offsets=[ops.stop_gradient(x) for x in block["offset"]],
+        move_on=None if horizon is None else half_a_horizon_later,
         runs=runs, aligned=aligned, strict=strict, chunk_size=chunk_size, **options,
     )  # fmt: skip
     return arrays.divide(out) if divide else out, state
 
 
-def _features(x, offset, span):
+def _features(x, offset):
     x = ops.relu(arrays.accumulate(x))
-    angles = cosine_angles(ops.expand_dims(offset, (2, 3)), per_example(span), x.dtype)
-    return cosine_features(x, angles, cos_and_sin_by_series)
+    return cosine_features(x, *(ops.expand_dims(ops.stop_gradient(w), (2, 3)) for w in offset))
 
 
 def _sums_of_all(q, k, v, mask, offset, span, block_size):
@@ -265,10 +269,11 @@ def _sums_of_all(q, k, v, mask, offset, span, block_size):
 
     def write(block):
         valid = block.get("mask")
-        k = arrays.zero_masked(_features(block["k"], block["offset"], span), valid)
+        k = arrays.zero_masked(_features(block["k"], block["offset"]), valid)
         v = arrays.zero_masked(arrays.accumulate(block["v"]), valid)
         return {"sums": arrays.sums_and_totals(k, v)}
 
+    offset = waves(offset, span, arrays.sum_dtype(q), cos_and_sin_by_series)
     keys = arrays.without_none({"k": k, "v": v, "mask": mask, "offset": offset})
     return sum_steps(write, keys, _zero_state(q, k, v), block_size)
 
@@ -276,6 +281,5 @@ def _sums_of_all(q, k, v, mask, offset, span, block_size):
 def _zero_state(q, k, v, horizon=None):
     """Return the sums before the first step."""
     h, d = k.shape[2:]
-    dtype = arrays.accumulate(q[:0]).dtype
-    zeros = ops.zeros((ops.shape(k)[0], h, 2 * d, v.shape[3] + 1), dtype)
+    zeros = ops.zeros((ops.shape(k)[0], h, 2 * d, v.shape[3] + 1), arrays.sum_dtype(q))
     return {"sums": zeros} if horizon is None else {"sums": zeros, "previous": zeros}

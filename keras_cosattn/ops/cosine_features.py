@@ -10,14 +10,15 @@ from keras import ops
 
 Tensor = Any
 Span = Any  # M: an int, or an integer tensor `(b, 1)`
+Waves = tuple[Tensor, Tensor]  # cosine and sine of angles
 
 
-def cos_and_sin(x: Tensor) -> tuple[Tensor, Tensor]:
+def cos_and_sin(x: Tensor) -> Waves:
     """Return cosine and sine of x."""
     return ops.cos(x), ops.sin(x)
 
 
-def cos_and_sin_by_series(x: Tensor) -> tuple[Tensor, Tensor]:
+def cos_and_sin_by_series(x: Tensor) -> Waves:
     """Return cosine and sine of x in [0, pi/2] by their series, with an error of 1e-7.
 
     The operations COS and SIN would cut a TFLite graph into two delegated parts.
@@ -40,22 +41,31 @@ def cosine_angles(position: Tensor, span: Span, dtype: Any) -> Tensor:
     return ops.cast(position, dtype) * (math.pi / 2 / ops.cast(span, dtype))
 
 
-def cosine_of_difference(rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the cosine of each difference of two angles, with cosines of the angles alone."""
-    (row_cos, row_sin), (column_cos, column_sin) = cos_and_sin(rows), cos_and_sin(columns)
-    return row_cos * column_cos + row_sin * column_sin
+def waves(
+    position: Tensor,
+    span: Span,
+    dtype: Any,
+    functions: Callable[[Tensor], Waves] = cos_and_sin,
+) -> Waves:
+    """Return cosine and sine of the angles of positions. A loop over the steps reads them.
 
-
-def cosine_features(
-    x: Tensor,
-    angles: Tensor,
-    functions: Callable[[Tensor], tuple[Tensor, Tensor]] = cos_and_sin,
-) -> Tensor:
-    """Return `[x cos, x sin] (..., 2 d)` of `x (..., d)` and angles that broadcast to x.
-
-    `functions` computes cosine and sine.
+    In a loop, XLA would compute them for each head and feature. `functions` computes them.
     """
-    cos, sin = functions(angles)
+    return functions(cosine_angles(position, span, dtype))
+
+
+def half_a_horizon_later(cos: Tensor, sin: Tensor) -> Waves:
+    """Return the waves of angles that are larger by pi/4."""
+    return (cos - sin) * math.sqrt(0.5), (cos + sin) * math.sqrt(0.5)
+
+
+def cosine_of_difference(rows: Waves, columns: Waves) -> Tensor:
+    """Return the cosine of each difference of two angles, from the waves of the angles."""
+    return rows[0] * columns[0] + rows[1] * columns[1]
+
+
+def cosine_features(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return `[x cos, x sin] (..., 2 d)` of `x (..., d)` and waves that broadcast to x."""
     return ops.concatenate([cos * x, sin * x], axis=-1)
 
 

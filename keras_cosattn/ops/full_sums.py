@@ -26,7 +26,7 @@ def sum_steps(
 
     Args:
         write: function of a block of `keys`. It returns what the block adds to each sum.
-        keys: dict of tensors `(b or 1, s, ...)`.
+        keys: dict of tensors `(b or 1, s, ...)`, or of lists of them.
         state: dict of the earlier sums, `(b, h, f, e)`.
         block_size: int, the number of steps in a block. None stands for all steps.
     """
@@ -44,7 +44,7 @@ def read_sums(
 
     Args:
         read: function of a block of `queries`. For each sum it returns `q (b, t, h * g, f)`.
-        queries: dict of tensors `(b or 1, t, ...)`.
+        queries: dict of tensors `(b or 1, t, ...)`, or of lists of them.
         sums: dict of sums, `(b, h, f, e)`. With several sums, the outputs of all are columns beside
             each other before the division.
         block_size: int, the number of steps in a block. None stands for all steps.
