@@ -91,7 +91,7 @@ class SumsAttention(Attention):
     def _prepared_positions(self, positions):
         """Return what a loop over the steps reads of the positions, computed before the loop."""
         size = self._feature_size()
-        if size > self.num_heads * self.key_dim:  # the memory of a query with all its heads
+        if size > self.num_heads * self.key_dim:  # a table of so many features takes much memory
             return positions
         return self.position.prepare(positions, size, self.sum_dtype)
 
