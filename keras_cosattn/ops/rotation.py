@@ -99,7 +99,7 @@ def apply_rotation(
         Tensor of shape `(b, t, h, d)` in float32, or in float64 for float64 inputs.
     """
     x = arrays.accumulate(x)
-    table = ops.stop_gradient(table)  # of which the gradient of a loop would compute one
+    table = ops.stop_gradient(table)  # or a loop would compute the gradient of what it reads
     distance = 1 if interleaved else (rotary_dim or x.shape[-1]) // 2
     # Rolling moves the partner of each feature to its place without a product, so without rounding.
     from_second = roll(x, -distance) * table[:, :, 1:2]
