@@ -4,7 +4,9 @@
 
 Each layer computes with the same weights in float64, in float32, and with the mixed policies of
 bfloat16 and float16. A number is the largest difference to float64, of the largest number in
-float64: of the output, and of the gradient by the input. The rows are the cases of the tests.
+float64: of the output, and of the gradient by the input. For the gradient there is also the median
+of the steps: of the sizes of their differences, of the sizes of their gradients. The rows are the
+cases of the tests.
 Layers that choose keys by content have one bucket or cluster here: where two keys are all but
 equally near, a coarser rounding chooses the other. The table is `benchmarks/results/precision.md`.
 """
@@ -58,7 +60,7 @@ def output_and_gradient(case, causal, dtype, x, g, weights):
 
 
 def errors(case, causal, length):
-    """Of a case, for each policy the errors of the output and of the gradient."""
+    """Of a case, for each policy the errors of output and gradient, largest and middling."""
     rng = np.random.default_rng(SEED)
     x, g = (rng.standard_normal((2, length, WIDTH)).astype("float32") for _ in range(2))
     exact, weights = output_and_gradient(case, causal, "float64", x, g, None)
@@ -68,6 +70,8 @@ def errors(case, causal, length):
         found += [
             np.abs(a - b).max() / np.abs(b).max() for a, b in zip(rounded, exact, strict=True)
         ]
+        sizes = [np.linalg.norm(x, axis=-1) for x in (rounded[1] - exact[1], exact[1])]
+        found.append(np.median(sizes[0]) / np.median(sizes[1]))
     return found
 
 
@@ -85,16 +89,19 @@ def main():
             body.append([case, "causal" if causal else "both", *numbers])
             print(*body[-1], flush=True)
     head = ["layer", "direction"]
-    head += [f"{name}{of}" for name in POLICIES for of in ("", ", gradient")]
+    head += [f"{name}{of}" for name in POLICIES for of in ("", ", gradient", ", its median")]
     text = "".join(
         [
             results.opening("Rounding of the layers", SEED),
             f"Batch 2, {given.length} steps of width {WIDTH}, {HEADS} "
-            f"heads of {SIZE}. The largest difference to float64, of the largest number.\n\n",
+            f"heads of {SIZE}. The largest difference to float64, of the largest number. The "
+            "median is that of the steps: of the sizes of their differences, of the sizes of their "
+            "gradients.\n\n",
             *report.table(head, body),
             "Layers with relu features differ more in the gradient "
             "than in the output: a projection that rounds to the other side of zero has the other "
-            "slope.\n",
+            "slope. Where that number was nearly all of a normaliser, one step has most of the "
+            "difference, and the median shows the others.\n",
         ]
     )
     results.write(given.output / "precision.md", text)
