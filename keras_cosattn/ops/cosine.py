@@ -24,6 +24,7 @@ from keras_cosattn.ops.cosine_features import (
     cosine_features,
     cosine_of_difference,
     half_a_horizon_later,
+    per_example,
     waves,
 )
 from keras_cosattn.ops.cosine_steps import (
@@ -124,7 +125,7 @@ def cosine_attention(
     def read(block):
         return {"sums": _features(block["q"], block["offset"])}
 
-    q_offset = waves(q_offset, span, dtype, cos_and_sin_by_series)
+    q_offset = _waves_by_series(q_offset, span, dtype)
     sums = _sums_of_all(q, k, v, mask, k_offset, span, steps.block)
     return read_sums(read, {"q": q, "offset": q_offset}, sums, steps.block)
 
@@ -261,7 +262,13 @@ def _causal_step(
 
 def _features(x, offset):
     x = ops.relu(arrays.accumulate(x))
-    return cosine_features(x, *(ops.expand_dims(ops.stop_gradient(w), (2, 3)) for w in offset))
+    return cosine_features(x, *map(ops.stop_gradient, offset))
+
+
+def _waves_by_series(offset, span, dtype):
+    """Return the waves `(b or 1, t, 1, 1)`. To expand them later would cut a TFLite graph."""
+    offset = ops.expand_dims(offset, (2, 3))
+    return waves(offset, per_example(span), dtype, cos_and_sin_by_series)
 
 
 def _sums_of_all(q, k, v, mask, offset, span, block_size):
@@ -273,7 +280,7 @@ def _sums_of_all(q, k, v, mask, offset, span, block_size):
         v = arrays.zero_masked(arrays.accumulate(block["v"]), valid)
         return {"sums": arrays.sums_and_totals(k, v)}
 
-    offset = waves(offset, span, arrays.sum_dtype(q), cos_and_sin_by_series)
+    offset = _waves_by_series(offset, span, arrays.sum_dtype(q))
     keys = arrays.without_none({"k": k, "v": v, "mask": mask, "offset": offset})
     return sum_steps(write, keys, _zero_state(q, k, v), block_size)
 
