@@ -63,8 +63,9 @@ def rotation_table(
         dtype: float32 or float64. Defaults to `"float32"`.
 
     Returns:
-        Tensor of shape `(b or 1, t, 3, d)`: the factors of each feature, of the second one in the
-        place of a first, and of the first one in the place of a second.
+        Tensor of shape `(b or 1, t, 3, d)`, three factors for each feature. A feature becomes
+        itself times the first factor, plus its partner times the second if the partner is to its
+        right, or times the third if it is to its left. The factor that does not apply is zero.
 
     Reference:
         - [Su et al., 2021](https://arxiv.org/abs/2104.09864), equation 34
