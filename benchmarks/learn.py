@@ -1,13 +1,13 @@
 """Train a small model on a task with an attention, and keep its curve and scores.
 
     pip install -e '.[benchmarks]'
-    python -m benchmarks.learn --task lm --attention cosformer --seed 0 --minutes 3
+    python -m benchmarks.learn --task lm --attention cosformer --seed 0 --updates 400
 
 The model is the same for every attention, but for the feed-forward width, which keeps the number
 of parameters equal. Each of the task's three learning rates is first trained for a quarter of
-the minutes, with the seed 0. That with the lowest loss of the validation is then trained with the
-seed that was asked for, and tested. Minutes are those of the updates: validations and compilation
-take more.
+the updates, with the seed 0. That with the lowest loss of the validation is then trained with the
+seed that was asked for, and tested. With `--minutes`, in place of `--updates` or beside it, a run
+ends after that many minutes of updates: then it depends on the machine, and what runs beside it.
 
 Each run is a file in `benchmarks/results/learning/runs/`. An interrupted run goes on with the same
 command, a finished one is not repeated. `python -m benchmarks.queue` asks for all runs, and
@@ -49,15 +49,14 @@ def arguments_of(line=None):
     add("--attention", required=True, choices=names)
     add("--conv", action="store_true", help="a causal convolution of four steps before each block")
     add("--seed", type=int, default=0)
-    add("--minutes", type=positive(float), required=True, help="of updates")
+    add("--updates", type=positive(int), help="after which a run ends")
+    add("--minutes", type=positive(float), help="of updates, after which a run ends")
     add(
         "--rates",
         type=positive(float),
         nargs="+",
         help="learning rates to choose from; the task's three",
     )
-    add("--updates", type=positive(int), default=learning_runs.UPDATES,
-        help="after which a run ends, too")  # fmt: skip
     add("--fresh", action="store_true", help="repeat finished runs")
     add("--output", type=pathlib.Path, default=learning_runs.FOLDER, help="folder of the runs")
     found = parser.parse_args(line)
@@ -66,6 +65,8 @@ def arguments_of(line=None):
         parser.error(f"{task.name} cannot have {found.attention}. It can have: {', '.join(can)}")
     if found.conv and not task.causal:
         parser.error(f"--conv is for the causal tasks. Received: --task {task.name}")
+    if found.updates is None and found.minutes is None:
+        parser.error("give --updates or --minutes, after which a run ends")
     found.rates = found.rates or list(task.rates)
     return found
 

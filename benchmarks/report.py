@@ -4,7 +4,8 @@
 
 Writes `report.md` and a picture for each task to `benchmarks/results/learning/`. The floors of a
 task (majority, shortcuts, classical baselines) are computed once and kept in `floors.json` beside
-them; that needs the data of the task.
+them; that needs the data of the task. What `python -m benchmarks.update_times` measured is read
+from there, too.
 """
 
 import argparse
@@ -49,18 +50,22 @@ def main():
     if not groups:
         sys.exit(f"There are no finished runs in {arguments.runs}. Begin with benchmarks.learn.")
     names = list(TASKS)
-    groups.sort(key=lambda group: (names.index(group[0]["task"]), group[0]["minutes"]))
+    groups.sort(key=lambda group: (names.index(group[0]["task"]), group[0]["updates"] or 0))
     path = arguments.output / "floors.json"
     floors = {given["task"]: floors_of(given["task"], path, arguments.fresh) for given, _ in groups}
+    path = arguments.output / "update_times.json"
+    times = json.loads(path.read_text()) if path.exists() else {}
+    told = [each["run"] for each in (*runs, *times.values())]
     lines = ["# What small models learn with each attention\n\n",
-             f"`{results.command()}`\n\n", *learning_report.about(runs), learning_report.TEXT,
+             f"`{results.command()}`\n\n", *learning_report.about(told), learning_report.TEXT,
              *learning_experiments.tables(groups, floors)]  # fmt: skip
     for i, (given, chosen) in enumerate(groups):
         task = TASKS[given["task"]]
         again = sum(other["task"] == task.name for other, _ in groups[:i])
         picture = f"{task.name}{f'_{again + 1}' * bool(again)}.png"
-        learning_plot.draw(arguments.output / picture, task, chosen, floors[task.name])
-        lines += learning_report.section(task, given, chosen, floors[task.name])
+        seconds = learning_report.seconds_of(times, task.name, chosen)
+        learning_plot.draw(arguments.output / picture, task, chosen, floors[task.name], seconds)
+        lines += learning_report.section(task, given, chosen, floors[task.name], seconds)
         lines.append(f"![Learning curves of {task.name}]({picture})\n\n")
     results.write(arguments.output / "report.md", "".join(lines))
     print(f"written: report.md, floors.json and {len(groups)} pictures in {arguments.output.name}/")

@@ -150,18 +150,18 @@ def traced_once(folder):
 
     To trace and write it takes half the time of an export.
     """
-    write, written = conversion.write_archive, {}
+    write, written = conversion.write_signatures, {}
 
-    def write_or_copy(plan, path, for_tflite=False):
+    def write_or_copy(plan, path):
         options = plan.options
         sizes = options.batch_size, options.length, options.prefill_chunk
         asked = id(plan.model), *plan.functions, *sizes, options.means, options.state_dtype
         if asked not in written:
             written[asked] = pathlib.Path(folder, f"{len(written)}")
-            write(plan, written[asked], for_tflite)
+            write(plan, written[asked])
         shutil.copytree(written[asked], path, dirs_exist_ok=True)
 
-    with mock.patch.object(conversion, "write_archive", write_or_copy):
+    with mock.patch.object(conversion, "write_signatures", write_or_copy):
         yield
 
 

@@ -23,7 +23,7 @@ from keras_cosattn import (
     TransformerEncoder,
 )
 from keras_cosattn import export as exporting
-from keras_cosattn.export import checks
+from keras_cosattn.export import checks, signatures
 from keras_cosattn.export.tflite_graph import TFLiteGraph
 
 RECIPES = pathlib.Path(exporting.__file__).parent
@@ -112,6 +112,15 @@ def test_a_chunk_of_seven_steps_converts(tmp_path):
     path = tmp_path / "m.tflite"
     exporting.to_tflite(model, path, signatures=["prefill"], prefill_chunk=7)
     assert path.exists()
+
+
+def test_a_signature_is_traced_once(model, tmp_path, monkeypatch):
+    traced, call = [], signatures.Serve.__call__
+    monkeypatch.setattr(
+        signatures.Serve, "__call__", lambda self, x: [traced.append(x), call(self, x)][1]
+    )
+    exporting.to_tflite(model, tmp_path / "m.tflite", signatures=["serve"])
+    assert len(traced) == 1
 
 
 def test_weights_are_stored_once(tmp_path):

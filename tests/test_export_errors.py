@@ -56,6 +56,14 @@ def test_ops_without_a_builtin_form_are_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_lookup_tables_are_refused(tmp_path):
+    ids = keras.Input((None,), dtype="int32")
+    table = keras.layers.IntegerLookup(vocabulary=[3, 5])
+    model = keras.Model(ids, keras.layers.Embedding(3, 2)(table(ids)))
+    with pytest.raises(ValueError, match="has lookup tables, which TFLite's builtin ops cannot"):
+        export.to_tflite(model, tmp_path / "m.tflite")
+
+
 def test_what_is_no_built_model_is_refused(tmp_path):
     for write in (export.to_tflite, export.to_saved_model):
         with pytest.raises(TypeError, match=r"must be a Keras model.* Received: 'm.keras'"):

@@ -35,11 +35,10 @@ class Learner:
         Learner.asked.append((given["search"], given["seed"], given["rate"], start))
         accuracy = {0.003: 0.8}.get(given["rate"], 0.5) + 0.02 * given["seed"]
         points = [
-            {"updates": 10 * n, "seconds": n, "cpu_seconds": 2.0 * n,
-             "loss": 1 - accuracy, "accuracy": accuracy * n / 4}
+            {"updates": 10 * n, "seconds": n, "loss": 1 - accuracy, "accuracy": accuracy * n / 4}
             for n in range(1, 5)
         ]  # fmt: skip
-        ended = "out of time"
+        ended = "all updates"
         if given["rate"] == 0.01:
             points[-1], ended = {**points[-1], "loss": None}, "diverged"
         found = {"validations": points, "ended": ended, "updates": 40, "seconds": 4.0,
@@ -65,7 +64,7 @@ def call(program, monkeypatch, *line):
 
 
 def learn_all(monkeypatch, folder, *more, task="listops_200", attention="cosformer"):
-    line = "--task", task, "--attention", attention, "--minutes", 1, "--output", folder, *more
+    line = "--task", task, "--attention", attention, "--updates", 40, "--output", folder, *more
     call(learn, monkeypatch, *line)
 
 
@@ -77,8 +76,17 @@ def test_the_best_of_three_rates_is_trained_longer(learner, monkeypatch, tmp_pat
         (True, 0, 0.01, None),
         (False, 5, 0.003, None),
     ]
-    minutes = {run["given"]["minutes"] for run in learning_runs.folder(tmp_path).kept()}
-    assert minutes == {0.25, 1.0}
+    given = [run["given"] for run in learning_runs.folder(tmp_path).kept()]
+    assert {each["updates"] for each in given} == {10, 40}
+    assert {each["minutes"] for each in given} == {None}
+
+
+def test_minutes_can_end_a_run_in_place_of_updates(learner, monkeypatch, tmp_path):
+    line = "--task=text", "--attention=linear", "--minutes=1", f"--output={tmp_path}"
+    call(learn, monkeypatch, *line)
+    given = [run["given"] for run in learning_runs.folder(tmp_path).kept()]
+    assert {each["minutes"] for each in given} == {0.25, 1.0}
+    assert {each["updates"] for each in given} == {None}
 
 
 def test_finished_runs_are_not_repeated(learner, monkeypatch, tmp_path):
@@ -121,11 +129,13 @@ def test_weights_that_are_gone_are_named(tmp_path, monkeypatch):
         (["--task=texts", "--attention=softmax"], "invalid choice: 'texts'"),
         (["--task=lm", "--attention=softmax", "--updates=0"], "positive number. Received: 0"),
         (["--task=lm", "--attention=softmax", "--rates=-1"], "positive number. Received: -1"),
+        (["--task=lm", "--attention=softmax", "--minutes=0"], "positive number. Received: 0"),
+        (["--task=lm", "--attention=softmax"], "give --updates or --minutes"),
     ],
 )
 def test_a_wrong_choice_is_named(line, message, capsys):
     with pytest.raises(SystemExit):
-        learn.arguments_of([*line, "--minutes=1"])
+        learn.arguments_of(line)
     assert message in capsys.readouterr().err
 
 
@@ -134,9 +144,9 @@ def test_every_command_of_the_plan_is_understood():
     assert len(set(commands)) == len(commands)
     for command in commands:
         found = learn.arguments_of(command.arguments())
-        told = found.task, found.attention, found.conv, found.seed, found.minutes
+        told = found.task, found.attention, found.conv, found.seed, found.updates
         assert told == (command.task, command.attention, command.conv, command.seed,
-                        command.minutes)  # fmt: skip
+                        command.updates)  # fmt: skip
 
 
 def test_what_starts_from_a_model_comes_after_it():
@@ -195,8 +205,8 @@ def test_the_report_has_spread_floors_and_pictures(runs, monkeypatch, tmp_path):
     call(report, monkeypatch, "--runs", runs)
     written = (tmp_path / "report.md").read_text()
     assert "| *majority* | - | - | - | 17.1% |" in written
-    assert "| cosformer | 1,000 | 0.003 | 2 | 81.0% ± 1.4% | 81.0% ± 1.4% |" in written
-    assert "| softmax | 1,000 | 0.003 | 1 | 80.0% | 80.0% |" in written
+    assert "| cosformer | 1,000 | 0.003 | 2 | 81.0% ± 1.4% | 40 | 81.0% ± 1.4% |" in written
+    assert "| softmax | 1,000 | 0.003 | 1 | 80.0% | 40 | 80.0% |" in written
     assert "| lsh | 1,000 | 0.01 | 1 | diverged |" in written
     assert "*cosformer, published* | 37.9 | 63.4 | 61.4 | 43.2 | 70.3 | 55.23 |" in written
     assert "| cosformer | 0.721 | 0.289 | 0.433 |" in written  # 0.5 and 0.2 nats
@@ -209,34 +219,37 @@ def test_the_report_has_spread_floors_and_pictures(runs, monkeypatch, tmp_path):
         assert {line.count("|") for line in lines} == {lines[0].count("|")}
 
 
-def test_a_table_of_several_processors_names_them(runs, monkeypatch, tmp_path):
+def test_runs_are_compared_after_equally_many_seconds(runs, monkeypatch, tmp_path):
+    """Four validations with accuracies that rise evenly; softmax needs twice the time."""
     call(report, monkeypatch, "--runs", runs)
-    assert "processor |" not in (tmp_path / "report.md").read_text()
-    for path in runs.glob("listops_200_softmax_*"):
-        run = json.loads(path.read_text())
-        run["run"]["machine"]["processor"] = "another"
-        path.write_text(json.dumps(run))
+    assert "ms of an update" not in (tmp_path / "report.md").read_text()
+    times = {"cosformer": 500.0, "softmax": 1000.0, "lsh": 4000.0}
+    updates = {name: {"milliseconds": ms, "xla": False} for name, ms in times.items()}
+    one = json.loads(next(iter(runs.iterdir())).read_text())
+    kept = {"listops_200": {"run": one["run"], "updates": updates}}
+    (tmp_path / "update_times.json").write_text(json.dumps(kept))
     call(report, monkeypatch, "--runs", runs)
-    section = (tmp_path / "report.md").read_text().split("## listops_200\n")[1].split("![")[0]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
-    assert rows[0].endswith("| processor |")
-    assert [row.split(" | ")[0] for row in rows if row.endswith("| another |")] == ["| softmax"]
+    written = (tmp_path / "report.md").read_text()
+    assert "| ms of an update | validation after 20 seconds |" in written
+    assert "| 81.0% ± 1.4% | 500 | 81.0% ± 1.4% |" in written
+    assert "| 80.0% | 1000 | 40.0% |" in written
 
 
 def test_curves_are_compared_where_the_shortest_ends():
     def run(ends):
-        points = [{"updates": n, "cpu_seconds": n, "loss": 1.0, "accuracy": n / 100}
+        points = [{"updates": n, "loss": 1.0, "accuracy": n / 100}
                   for n in range(10, ends + 1, 10)]  # fmt: skip
-        return {"found": {"validations": points, "ended": "out of time"}}
+        return {"found": {"validations": points, "ended": "all updates"}}
 
     chosen, score = {"one": [run(50), run(30)], "other": [run(40)]}, TASKS["text"].scores[0]
-    end = learning_report.common_end(chosen, score, "updates")
+    end = learning_report.common_end(chosen, score)
     assert end == 30
-    points = learning_report.curve(chosen["other"][0], score, "updates")
+    assert learning_report.common_end(chosen, score, {"one": 2.0, "other": 0.5}) == 20
+    points = learning_report.curve(chosen["other"][0], score)
     assert learning_report.at(points, end) == pytest.approx(0.3)
     assert learning_report.at(points, 35) == pytest.approx(0.35)
     assert learning_report.at(points, 5) is None
-    text = learning_report.at_equal_cost(chosen["one"], score, "updates", 25)
+    text = learning_report.at_equal_cost(chosen["one"], score, 25)
     assert text == "25.0% ± 0.0%"
 
 
@@ -254,7 +267,7 @@ def test_every_planned_attention_has_a_layer():
 def test_the_commands_work_from_the_root(tmp_path):
     """Two processes that compile, 40 seconds."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    line = ["--task=recall", "--attention=linear", "--minutes=0.01", "--updates=2"]
+    line = ["--task=recall", "--attention=linear", "--updates=2"]
     for module, options in (("learn", [*line, f"--output={tmp_path / 'runs'}"]),
                             ("report", [f"--runs={tmp_path / 'runs'}"])):  # fmt: skip
         call = [sys.executable, "-m", f"benchmarks.{module}", *options]

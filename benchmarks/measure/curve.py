@@ -48,8 +48,7 @@ class Curve(TimeLimit):
         path: of the file.
 
     Attributes:
-        validations: dicts of `updates`, `seconds`, `cpu_seconds`, `loss` and `accuracy`. The
-            second kind of seconds is that of all cores, which other programs change less.
+        validations: dicts of `updates`, `seconds`, `loss` and `accuracy`.
     """
 
     def __init__(self, minutes, path):
@@ -60,30 +59,28 @@ class Curve(TimeLimit):
             kept = json.loads(path.read_text())
             self.validations, self.ended = kept["validations"], kept["ended"]
             self.finished = kept["finished"]
-        self._spent = self._after(self.validations)
+        self._seconds = self._after(self.validations)
 
     @property
     def seconds(self):
-        return self._spent[0]
+        return self._seconds
 
     @staticmethod
     def _after(validations):
-        last = validations[-1] if validations else {"seconds": 0.0, "cpu_seconds": 0.0}
-        return [last["seconds"], last["cpu_seconds"]]
+        return validations[-1]["seconds"] if validations else 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
         if not self.started:  # the weights may be older than the last validation
             self.validations = self.validations[:epoch]
-            self._spent, self.finished = self._after(self.validations), False
+            self._seconds, self.finished = self._after(self.validations), False
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.batch_start = time.perf_counter(), time.process_time()
+        self.batch_start = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
         loss = float(logs["loss"])
-        spent = time.perf_counter() - self.batch_start[0], time.process_time() - self.batch_start[1]
         if self.started:
-            self._spent = [sum(pair) for pair in zip(self._spent, spent, strict=True)]
+            self._seconds += time.perf_counter() - self.batch_start
         self.started = True
         super().on_train_batch_end(batch, logs)
         if not math.isfinite(loss):
@@ -96,8 +93,7 @@ class Curve(TimeLimit):
     def on_epoch_end(self, epoch, logs=None):
         self.validations.append({
             "updates": int(self.model.optimizer.iterations),
-            "seconds": round(self._spent[0], 2),
-            "cpu_seconds": round(self._spent[1], 2),
+            "seconds": round(self._seconds, 2),
             **scores_of({name: logs[f"val_{name}"] for name in ("nats", "accuracy")}),
         })  # fmt: skip
         names = "validations", "ended", "finished"
@@ -190,13 +186,15 @@ def compiled_faster(model, examples):
 
 def _times(model, examples):
     """Seconds of a few updates, of which the first compiles."""
+    return [update_seconds(model, examples) for _ in range(1 + TIMED)]
+
+
+def update_seconds(model, examples):
+    """Seconds of one update of a compiled model."""
     inputs, labels, weights = examples
-    times = []
-    for _ in range(1 + TIMED):
-        start = time.perf_counter()
-        model.train_on_batch(inputs, labels, sample_weight=weights)
-        times.append(time.perf_counter() - start)
-    return times
+    start = time.perf_counter()
+    model.train_on_batch(inputs, labels, sample_weight=weights)
+    return time.perf_counter() - start
 
 
 def fit(model, curve, task, data, *, seed, updates, folder, callbacks=(), verbose=1):

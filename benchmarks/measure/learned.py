@@ -1,6 +1,7 @@
 """One run of a task: train its model with an attention, and score it on the test."""
 
 import importlib.util
+import math
 import shutil
 
 import keras
@@ -10,6 +11,9 @@ from tasks import TASKS
 from keras_cosattn.atomic_write import atomic_write
 from measure import curve, models
 from measure.data_cache import CACHE
+
+MOST = 1_000_000
+"""Updates of a run that the minutes end."""
 
 
 class Learner:
@@ -43,19 +47,21 @@ class Learner:
         if self._built is None:
             self._compile(data)
         built = self._begin(given, start)
-        found = curve.Curve(given["minutes"], folder / "curve.json")
+        minutes = math.inf if given["minutes"] is None else given["minutes"]
+        found = curve.Curve(minutes, folder / "curve.json")
         goes_on = bool(found.validations)
-        sizes = {key: given[key] for key in ("seed", "updates")}
+        updates = MOST if given["updates"] is None else given["updates"]
         callbacks = [] if given["search"] else tensorboard(name)
-        curve.fit(built.model, found, task, data, folder=folder / "backup", callbacks=callbacks,
-                  verbose=self.verbose, **sizes)  # fmt: skip
+        curve.fit(built.model, found, task, data, seed=given["seed"], updates=updates,
+                  folder=folder / "backup", callbacks=callbacks,
+                  verbose=self.verbose)  # fmt: skip
         more = {} if given["search"] else self._tested(given, name, data)
         shutil.rmtree(folder)
         if goes_on:  # Keras keeps the epoch at which this training began, also for the next one
             self._built = None
         return {
             "ended": found.ended,
-            **{key: found.validations[-1][key] for key in ("updates", "seconds", "cpu_seconds")},
+            **{key: found.validations[-1][key] for key in ("updates", "seconds")},
             "validations": found.validations,
             "xla": self._xla,
             "parameters": built.parameters,

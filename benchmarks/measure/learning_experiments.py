@@ -12,7 +12,7 @@ def tables(groups, floors):
     """The tables of the experiments whose runs are there.
 
     Args:
-        groups: of `learning_report.groups_of`, those of more minutes later.
+        groups: of `learning_report.groups_of`, those of more updates later.
         floors: dict of the name of a task to its floors.
     """
     chosen = {given["task"]: found for given, found in groups}

@@ -4,8 +4,8 @@ from keras_cosattn.atomic_write import atomic_write
 from measure import learning_report
 
 
-def draw(path, task, chosen, floors):
-    """The validations of every attention and seed over updates and seconds.
+def draw(path, task, chosen, floors, seconds=None):
+    """The validations of every attention and seed over updates and, if measured, over seconds.
 
     Models with a convolution before each block have dashed lines.
 
@@ -14,6 +14,7 @@ def draw(path, task, chosen, floors):
         task: a `Task`.
         chosen: dict of the label of an attention to its runs.
         floors: dict of names and values of the task's first score.
+        seconds: of an update, by the label of an attention.
     """
     import matplotlib
 
@@ -21,16 +22,20 @@ def draw(path, task, chosen, floors):
     import matplotlib.pyplot as plt
 
     score = task.scores[0]
-    figure, panels = plt.subplots(1, len(learning_report.COSTS), figsize=(20, 6), sharey=True)
+    costs = {"updates": dict.fromkeys(chosen, 1)}
+    costs |= {} if seconds is None else {"seconds": seconds}
+    figure, panels = plt.subplots(1, len(costs), figsize=(9 * len(costs), 6), sharey=True,
+                                  squeeze=False)  # fmt: skip
     names = list(dict.fromkeys(run["given"]["attention"] for runs in chosen.values()
                                for run in runs))  # fmt: skip
     colors = plt.get_cmap("tab20").colors
-    for (over, words), panel in zip(learning_report.COSTS.items(), panels, strict=True):
+    for (unit, each_update), panel in zip(costs.items(), panels[0], strict=True):
         for name, runs in chosen.items():
             for i, run in enumerate(runs):
-                points = learning_report.curve(run, score, over)
+                points = learning_report.curve(run, score)
                 if points:
-                    panel.plot(*zip(*points, strict=True),
+                    updates, values = zip(*points, strict=True)
+                    panel.plot([each_update[name] * n for n in updates], values,
                                color=colors[names.index(run["given"]["attention"]) % len(colors)],
                                linestyle="--" if run["given"]["conv"] else "-",
                                label=name if i == 0 else None)  # fmt: skip
@@ -38,9 +43,9 @@ def draw(path, task, chosen, floors):
             panel.axhline(value, color="gray", linestyle=":")
             panel.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), color="gray",
                            fontsize=7)  # fmt: skip
-        panel.set(xlabel=words, ylabel=f"{score.name}, validation", title=task.name)
+        panel.set(xlabel=unit, ylabel=f"{score.name}, validation", title=task.name)
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=7)
+    panels[0, 0].legend(fontsize=7)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as new:

@@ -7,8 +7,6 @@ import numpy as np
 from measure import learning_runs, report
 
 SEARCHED = "attention", "conv", "seed", "rate"
-COSTS = {"updates": "updates", "seconds": "seconds", "cpu_seconds": "seconds of all cores"}
-"""What a validation knows of the training before it, and its unit."""
 
 
 def label(attention, conv):
@@ -43,15 +41,14 @@ def mean_and_spread(values, form):
     return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
-def curve(run, score, over):
-    """Points of a run's validations: updates or seconds, and the score. Those without are left out.
+def curve(run, score):
+    """Points of a run's validations: updates and the score. Those without a score are left out.
 
     Args:
         run: a dict.
         score: a `Score`.
-        over: `"updates"`, `"seconds"` or `"cpu_seconds"`.
     """
-    points = [(each[over], score.value({name: each[name] for name in ("loss", "accuracy")}))
+    points = [(each["updates"], score.value({name: each[name] for name in ("loss", "accuracy")}))
               for each in run["found"]["validations"]]  # fmt: skip
     return [point for point in points if point[1] is not None]
 
@@ -63,21 +60,27 @@ def at(points, place):
     return float(np.interp(place, *zip(*points, strict=True)))
 
 
-def at_equal_cost(runs, score, over, place):
+def at_equal_cost(runs, score, place):
     """Text of the score at a place of the curves of an attention; "-" before their beginning."""
     if any(run["found"]["ended"] == "diverged" for run in runs):
         return "diverged"
-    values = [at(curve(run, score, over), place) for run in runs]
+    values = [at(curve(run, score), place) for run in runs]
     return "-" if None in values else mean_and_spread(values, score.form)
 
 
-def common_end(chosen, score, over):
-    """The largest place that all curves reach; those of diverged runs do not count."""
+def common_end(chosen, score, seconds=None):
+    """The most updates, or seconds, that all curves reach; those of diverged runs do not count.
+
+    Args:
+        chosen: dict of the label of an attention to its runs.
+        score: a `Score`.
+        seconds: of an update, by the label. With None updates are counted.
+    """
     ends = [
-        points[-1][0]
-        for runs in chosen.values()
+        points[-1][0] * (1 if seconds is None else seconds[name])
+        for name, runs in chosen.items()
         for run in runs
-        if run["found"]["ended"] != "diverged" and (points := curve(run, score, over))
+        if run["found"]["ended"] != "diverged" and (points := curve(run, score))
     ]
     return min(ends, default=0)
 
@@ -94,7 +97,21 @@ def order(chosen, score):
     return sorted(chosen, key=rank)
 
 
-def section(task, given, chosen, floors):
+def seconds_of(times, task, chosen):
+    """Seconds of an update of every attention, by its label; None if one was not measured.
+
+    Args:
+        times: what `benchmarks.update_times` has kept, by the name of the task.
+        task: its name.
+        chosen: dict of the label of an attention to its runs.
+    """
+    updates = times.get(task, {"updates": {}})["updates"]
+    if not set(chosen) <= set(updates):
+        return None
+    return {name: updates[name]["milliseconds"] / 1e3 for name in chosen}
+
+
+def section(task, given, chosen, floors, seconds=None):
     """The tables of one task.
 
     Args:
@@ -102,15 +119,15 @@ def section(task, given, chosen, floors):
         given: what all runs were given.
         chosen: dict of the label of an attention to its runs.
         floors: dict of names and values of the task's first score.
+        seconds: of `seconds_of`.
     """
     score = task.scores[0]
-    ends = {over: common_end(chosen, score, over) for over in COSTS}
-    processors = {name: {run["run"]["machine"]["processor"] for run in runs}
-                  for name, runs in chosen.items()}  # fmt: skip
-    several = len(set.union(*processors.values())) > 1
+    end = common_end(chosen, score)
     columns = ["attention", "parameters", "rate", "seeds", *(each.name for each in task.scores),
-               *(f"validation after {end:,.0f} {COSTS[over]}" for over, end in ends.items()),
-               "updates", *["processor"] * several]  # fmt: skip
+               "updates", f"validation after {end:,} updates"]  # fmt: skip
+    if seconds is not None:
+        most = common_end(chosen, score, seconds)
+        columns += ["ms of an update", f"validation after {most:,.0f} seconds"]
     empty = ["-"] * (len(columns) - 5)
     body = [[f"*{name}*", "-", "-", "-", score.form.format(value), *empty]
             for name, value in floors.items()]  # fmt: skip
@@ -118,14 +135,16 @@ def section(task, given, chosen, floors):
         runs = chosen[name]
         values = [mean_and_spread([run["found"]["scores"][each.name] for run in runs], each.form)
                   for each in task.scores]  # fmt: skip
-        equal = [at_equal_cost(runs, score, over, place) for over, place in ends.items()]
         rates = ", ".join(f"{rate:g}" for rate in sorted({run["given"]["rate"] for run in runs}))
         counts = [run["found"]["updates"] for run in runs]
         body.append([name, f"{runs[0]['found']['parameters']:,}", rates, f"{len(runs)}", *values,
-                     *equal, f"{round(statistics.mean(counts)):,}",
-                     *[", ".join(sorted(processors[name]))] * several])  # fmt: skip
+                     f"{round(statistics.mean(counts)):,}",
+                     at_equal_cost(runs, score, end)])  # fmt: skip
+        if seconds is not None:
+            body[-1] += [f"{1e3 * seconds[name]:.0f}",
+                         at_equal_cost(runs, score, most / seconds[name])]  # fmt: skip
     settings = ", ".join(f"{name} {x}" for name, x in given.items()
-                         if name not in ("task", "search", "updates"))  # fmt: skip
+                         if name not in ("task", "search") and x is not None)  # fmt: skip
     lines = [f"## {task.name}\n\n", f"{task.about[0].upper()}{task.about[1:]}. {settings}.\n\n"]
     return [*lines, *report.table(columns, body), *weights(chosen), *streams(chosen)]
 
@@ -164,9 +183,9 @@ def streams(chosen):
 
 
 def about(runs):
-    """The machines, versions and sources of all runs, each once."""
+    """The machines, versions and sources of the `run` of all runs, each once."""
     lines = {}
-    for run in (each["run"] for each in runs):
+    for run in runs:
         machine = ", ".join(f"{name} {value}" for name, value in run["machine"].items())
         versions = ", ".join(f"{name} {value}" for name, value in sorted(run["versions"].items()))
         line = f"{machine}; {versions}; sources of the package {run['package']}"
@@ -177,11 +196,10 @@ def about(runs):
 TEXT = (
     "Each model has the same blocks and, within 2 %, as many parameters. The learning rate is that "
     "with the lowest loss of the validation, of three that were each trained for "
-    f"{learning_runs.SEARCHED:.0%} of the minutes with the seed {learning_runs.SEARCH_SEED}. "
+    f"{learning_runs.SEARCHED:.0%} of the updates with the seed {learning_runs.SEARCH_SEED}. "
     "Scores are those of the test, mean and standard deviation over the seeds. Columns at equal "
-    "cost are of the validation: after as many updates or seconds as the shortest run has. Seconds "
-    "of all cores change less than those of the clock if other programs run. A slower processor "
-    "makes fewer updates: where the table of a task names several processors, only the column of "
-    "equally many updates compares them. Each model was trained with or without XLA, whichever was "
-    "faster. Floors are in italics; so is what was published by others.\n\n"
+    "cost are of the validation: after as many updates or seconds as the shortest run has. The "
+    "time of an update is not that of the runs, which had other programs beside them, but was "
+    "measured for all attentions in turns, each with or without XLA, whichever is faster for it. "
+    "Floors are in italics; so is what was published by others.\n\n"
 )

@@ -1,13 +1,13 @@
 """The runs of `benchmarks.learn`: their folder, and which rate and which start are the best."""
 
+import math
+
 from measure import results
 from measure.run_folder import RunFolder
 
 FOLDER = results.FOLDER / "learning" / "runs"
 SEARCHED, SEARCH_SEED = 0.25, 0
-"""The part of the minutes that each rate is trained for before one is chosen, and the seed."""
-UPDATES = 100_000
-"""More than any run reaches: the minutes end it."""
+"""The part of a run that each rate is trained for before one is chosen, and the seed."""
 WORDS = "task", "attention", "seed", "rate"
 """What the names of the files hold."""
 PARTS = "blocks", "heads", "key_dim", "hidden"
@@ -19,7 +19,7 @@ def given_of(task, attention, conv, seed, rate, minutes, updates, search=False):
     Args:
         task: a `Task`.
         attention, conv, seed, rate: what is trained, and how.
-        minutes, updates: after which the run ends.
+        minutes, updates: after which the run ends; either may be None.
         search: whether the run only tells how good its rate is.
     """
     sizes = {name: getattr(task.size, name) for name in PARTS}
@@ -42,18 +42,24 @@ def matching(folder, **wanted):
     return [run for run in folder.kept() if wanted.items() <= run["given"].items()]
 
 
-def searches(task, rates, *, minutes, **wanted):
+def searches(task, rates, *, minutes, updates, **wanted):
     """What the runs are given that choose between rates; none if there is no choice.
 
     Args:
         task: a `Task`.
         rates: to choose from.
-        minutes: of the runs with the best rate.
+        minutes, updates: of the run with the best rate; either may be None.
         **wanted: other arguments of `given_of`.
     """
     if len(rates) == 1:
         return []
-    shared = {"seed": SEARCH_SEED, "minutes": SEARCHED * minutes, "search": True, **wanted}
+    shared = {
+        "seed": SEARCH_SEED,
+        "minutes": None if minutes is None else SEARCHED * minutes,
+        "updates": None if updates is None else math.ceil(SEARCHED * updates),
+        "search": True,
+        **wanted,
+    }
     return [given_of(task, rate=rate, **shared) for rate in rates]
 
 
@@ -91,5 +97,5 @@ def start_of(task, given, folder):
             f"{task.name} starts from a trained model of {task.starts_from}, and there is no "
             f"finished run of {wanted} whose loss stayed finite. Train that first."
         )
-    longest = max(kept, key=lambda run: run["given"]["minutes"])
+    longest = max(kept, key=lambda run: run["found"]["updates"])
     return folder.path(longest["given"]).stem

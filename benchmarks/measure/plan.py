@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from measure import learning_runs
 
 OVERHEAD, VALIDATIONS = 0.7, 0.2
-"""Minutes of a command for start, compilation and test, and the part of the minutes of its updates
+"""Minutes of a command for start, compilation and test, and the part of the time of its updates
 that validations take."""
 
 LANGUAGE_MODELS = ("softmax", "cosformer", "gated_delta_rule", "linear", "decayed_cosformer",
@@ -25,7 +25,8 @@ class Experiment:
         name: of the experiment that it belongs to.
         task: name of the task.
         attentions: the most informative first.
-        minutes: of a run, of updates.
+        updates: of a run.
+        minutes: about, that they take on two cores.
         seeds: how many.
         convs: without a convolution before each block, with one, or both.
     """
@@ -33,24 +34,27 @@ class Experiment:
     name: str
     task: str
     attentions: tuple[str, ...]
+    updates: int
     minutes: float
     seeds: int = 2
     convs: tuple[bool, ...] = (False,)
 
 
 EXPERIMENTS = [
-    Experiment("language model", "lm", LANGUAGE_MODELS, 2.0, convs=(False, True)),
-    Experiment("ablation", "mlm", FEATURE_MAPS, 2.0),
-    Experiment("bidirectional", "mlm", GATED, 2.0),
-    Experiment("arena", "listops_200", ARENA, 1.5),
-    Experiment("ablation", "text", FEATURE_MAPS, 1.5),
-    Experiment("arena", "text", ARENA, 1.5),
-    Experiment("arena", "pairs", ARENA, 1.0, seeds=1),
-    Experiment("arena", "image", ARENA, 1.2, seeds=1),
-    Experiment("arena", "pathfinder32", ARENA, 1.2, seeds=1),
-    Experiment("bidirectional", "mlm_imdb", (*FEATURE_MAPS, *GATED), 0.3, seeds=1),
-    Experiment("bidirectional", "mlm_rotten_tomatoes", (*FEATURE_MAPS, *GATED), 0.3, seeds=1),
-    Experiment("longer text", "text_4k", ("softmax", "cosformer", "gated_linear"), 2.5, seeds=1),
+    Experiment("language model", "lm", LANGUAGE_MODELS, 400, 2.0, convs=(False, True)),
+    Experiment("ablation", "mlm", FEATURE_MAPS, 1000, 2.0),
+    Experiment("bidirectional", "mlm", GATED, 1000, 2.0),
+    Experiment("arena", "listops_200", ARENA, 800, 1.5),
+    Experiment("ablation", "text", FEATURE_MAPS, 600, 1.5),
+    Experiment("arena", "text", ARENA, 600, 1.5),
+    Experiment("arena", "pairs", ARENA, 500, 1.0, seeds=1),
+    Experiment("arena", "image", ARENA, 600, 1.2, seeds=1),
+    Experiment("arena", "pathfinder32", ARENA, 600, 1.2, seeds=1),
+    Experiment("bidirectional", "mlm_imdb", (*FEATURE_MAPS, *GATED), 200, 0.3, seeds=1),
+    Experiment("bidirectional", "mlm_rotten_tomatoes", (*FEATURE_MAPS, *GATED), 200, 0.3, seeds=1),
+    Experiment(
+        "longer text", "text_4k", ("softmax", "cosformer", "gated_linear"), 300, 2.5, seeds=1
+    ),
 ]
 
 
@@ -62,12 +66,13 @@ class Command:
     attention: str
     conv: bool
     seed: int
+    updates: int
     minutes: float
 
     def arguments(self):
         """The command line after `python -m benchmarks.learn`."""
         options = [f"--task={self.task}", f"--attention={self.attention}", f"--seed={self.seed}",
-                   f"--minutes={self.minutes:g}"]  # fmt: skip
+                   f"--updates={self.updates}"]  # fmt: skip
         return options + ["--conv"] * self.conv
 
     def missing(self, folder, task):
@@ -77,8 +82,8 @@ class Command:
             folder: `RunFolder` of the finished runs.
             task: the `Task`.
         """
-        wanted = {"attention": self.attention, "conv": self.conv, "minutes": self.minutes,
-                  "updates": learning_runs.UPDATES}  # fmt: skip
+        wanted = {"attention": self.attention, "conv": self.conv, "minutes": None,
+                  "updates": self.updates}  # fmt: skip
         searches = learning_runs.searches(task, task.rates, **wanted)
         missing = [given for given in searches if not folder.done(given)]
         rate = None if missing else learning_runs.best_rate(task, task.rates, folder, **wanted)
@@ -86,10 +91,17 @@ class Command:
         done = rate is not None and folder.done(given)
         return [] if done else [*missing, given]
 
+    def minutes_of(self, runs):
+        """The minutes that the command will take for runs, a list of what they are given."""
+        updates = sum(given["updates"] for given in runs)
+        return OVERHEAD + (1 + VALIDATIONS) * self.minutes * updates / self.updates
 
-def minutes_of(runs):
-    """The minutes that a command will take for its runs, a list of what they are given."""
-    return OVERHEAD + (1 + VALIDATIONS) * sum(given["minutes"] for given in runs)
+
+def sides(task):
+    """Pairs of an attention and whether it has a convolution, of all runs of a task."""
+    pairs = ((attention, conv) for each in EXPERIMENTS if each.task == task
+             for attention in each.attentions for conv in each.convs)  # fmt: skip
+    return list(dict.fromkeys(pairs))
 
 
 def commands(experiments=EXPERIMENTS) -> Iterator[Command]:
@@ -100,6 +112,8 @@ def commands(experiments=EXPERIMENTS) -> Iterator[Command]:
             for attention in each.attentions:
                 for conv in each.convs:
                     if seed < each.seeds:
-                        command = Command(each.task, attention, conv, seed, each.minutes)
+                        command = Command(
+                            each.task, attention, conv, seed, each.updates, each.minutes
+                        )
                         found.setdefault(command, None)
     return iter(found)

@@ -49,7 +49,7 @@ def left(arguments):
         new = [given for given in runs if str(given) not in searched]  # one search for all seeds
         searched |= {str(given) for given in new if given["search"]}
         if runs:
-            found.append((command, plan.minutes_of(new)))
+            found.append((command, command.minutes_of(new)))
     return found
 
 

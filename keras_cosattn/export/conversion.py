@@ -7,7 +7,7 @@ import tempfile
 from keras_cosattn.export.export_options import TargetName
 from keras_cosattn.export.export_plan import ExportPlan
 from keras_cosattn.export.quantization import QuantizationScheme
-from keras_cosattn.export.saved_model_archive import write_archive
+from keras_cosattn.export.saved_model_archive import write_signatures
 
 
 def convert(plan: ExportPlan, target: TargetName, scheme: QuantizationScheme | None) -> bytes:
@@ -19,13 +19,13 @@ def convert(plan: ExportPlan, target: TargetName, scheme: QuantizationScheme | N
         scheme: The quantisation, which may set what the converter does; `None` is float32.
 
     Raises:
-        ValueError: If the converter has no builtin ops for the model.
+        ValueError: If the converter has no builtin ops for the model, or the model has tables.
     """
     import tensorflow as tf
     from tensorflow.lite.python.convert import ConverterError
 
     with tempfile.TemporaryDirectory() as folder:
-        write_archive(plan, folder, for_tflite=True)
+        write_signatures(plan, folder)
         converter = tf.lite.TFLiteConverter.from_saved_model(
             folder, signature_keys=list(plan.functions)
         )
