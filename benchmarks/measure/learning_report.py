@@ -198,8 +198,9 @@ TEXT = (
     "with the lowest loss of the validation, of three that were each trained for "
     f"{learning_runs.SEARCHED:.0%} of the updates with the seed {learning_runs.SEARCH_SEED}. "
     "Scores are those of the test, mean and standard deviation over the seeds. Columns at equal "
-    "cost are of the validation: after as many updates or seconds as the shortest run has. The "
-    "time of an update is not that of the runs, which had other programs beside them, but was "
-    "measured for all attentions in turns, each with or without XLA, whichever is faster for it. "
+    "cost are of the validation: after as many updates or seconds as the shortest run has. Where "
+    "milliseconds of an update are given, they are not of the runs, which had other programs "
+    "beside them, but were measured for all attentions in turns, each with or without XLA, "
+    "whichever is faster for it. "
     "Floors are in italics; so is what was published by others.\n\n"
 )
