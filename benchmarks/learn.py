@@ -29,12 +29,16 @@ from tasks import TASKS
 
 
 def positive(kind):
-    """A function that reads a positive number, for `argparse`."""
+    """A function that reads a positive number, int or float, for `argparse`."""
+    whole = "whole " * (kind is int)
 
     def read(text):
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
         if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"must be a positive number. Received: {text}")
+            raise argparse.ArgumentTypeError(f"must be a positive {whole}number. Received: {text}")
         return value
 
     return read

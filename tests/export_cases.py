@@ -148,7 +148,7 @@ def reason(error):
 def traced_once(folder):
     """Within it, exports of a model with the same signatures and sizes share one SavedModel.
 
-    To trace and write it takes half the time of an export.
+    To trace and write it takes much of the time of an export.
     """
     write, written = conversion.write_signatures, {}
 

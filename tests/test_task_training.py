@@ -157,7 +157,7 @@ def test_models_take_turns_to_be_timed(monkeypatch, tmp_path):
     monkeypatch.setattr(curve, "WAYS", (False,))  # XLA takes most of the time
     monkeypatch.setattr(curve, "TIMED", 0)
     asked, update_seconds = [], curve.update_seconds
-    monkeypatch.setattr(update_times, "TASKS", {"recall": task})
+    monkeypatch.setattr(update_times, "TASKS", {"lm": task})
     monkeypatch.setattr(update_times.plan, "sides", lambda _: [("linear", False), ("linear", True)])
 
     def seconds(model, examples):
@@ -165,9 +165,9 @@ def test_models_take_turns_to_be_timed(monkeypatch, tmp_path):
         return update_seconds(model, examples)
 
     monkeypatch.setattr(curve, "update_seconds", seconds)
-    monkeypatch.setattr(sys, "argv", ["", "--task=recall", f"--output={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["", "--task=lm", f"--output={tmp_path}"])
     update_times.main()
-    found = json.loads((tmp_path / "update_times.json").read_text())["recall"]["updates"]
+    found = json.loads((tmp_path / "update_times.json").read_text())["lm"]["updates"]
     assert list(found) == ["linear", "linear + convolution"]
     assert all(each["milliseconds"] > 0 and each["xla"] is False for each in found.values())
     turns = [id(model) for model in asked[-2 * update_times.TURNS :]]

@@ -19,7 +19,8 @@ def convert(plan: ExportPlan, target: TargetName, scheme: QuantizationScheme | N
         scheme: The quantisation, which may set what the converter does; `None` is float32.
 
     Raises:
-        ValueError: If the converter has no builtin ops for the model, or the model has tables.
+        ValueError: If the converter has no builtin ops for the model, or the model has lookup
+            tables.
     """
     import tensorflow as tf
     from tensorflow.lite.python.convert import ConverterError

@@ -50,7 +50,7 @@ def write_signatures(plan: ExportPlan, path: str | os.PathLike[str]) -> None:
 
     Raises:
         OSError: If the folder cannot be written.
-        ValueError: If the model has tables.
+        ValueError: If the model has lookup tables.
     """
     import tensorflow as tf
 
@@ -92,4 +92,4 @@ def _errors(of_untracked: str) -> Iterator[None]:
     except AssertionError as error:
         if "untracked" not in str(error):
             raise
-        raise ValueError(f"{of_untracked} {error}") from error
+        raise ValueError(f"{of_untracked} TensorFlow says: {error}") from error
