@@ -8,10 +8,10 @@ Softmax attention is replaced by exact attention to the last 64 tokens and linea
 before them. First each new layer learns what the old one computes (`transfer`), then low-rank
 changes of the projections are trained on the next token (LoRA). A hybrid is made in between: the
 third of the layers that has the largest errors after the transfer gets its softmax back. The text
-is the presidents' State of the Union addresses; the last ones are held out. The softmax model is
-not trained on them, so the perplexities say how much is kept, not which attention is better. What
-is finished is kept in `--folder` and not computed again, also within a stage. It needs 20 GB of
-memory.
+is the presidents' State of the Union addresses; the last ones are held out. The softmax model was
+not trained on them, so a copy of it gets the same LoRA: the perplexities before the LoRA compare
+with the model itself, those after it with the copy. What is finished is kept in `--folder` and not
+computed again, also within a stage. It needs 20 GB of memory.
 """
 
 import quiet  # isort: skip  # noqa: F401  before TensorFlow
@@ -152,7 +152,7 @@ def tuned(model, tokens, steps, epochs, folder):
         steps_per_epoch=steps // epochs,
         epochs=epochs,
         shuffle=False,
-        callbacks=[keras.callbacks.BackupAndRestore(folder / "tune")],
+        callbacks=[keras.callbacks.BackupAndRestore(folder)],
     )
     return model
 
@@ -197,9 +197,17 @@ def main():
         )  # fmt: skip
         return student
 
+    def after_lora(model, name):
+        folder = given.folder / name
+        return tuned(model, train, given.tune_steps, epochs, folder)
+
     few = inputs(test[:2, :-1])
     rows = {
         "softmax": stages.value("teacher", lambda: score(teacher)),
+        "softmax, after LoRA": stages.value(
+            "teacher after LoRA",
+            lambda: score(after_lora(smollm2.language_model(), "teacher_tune")),
+        ),
         "windows alone": stages.value("windows", lambda: score(replaced(WINDOWS_ALONE))),
         "replaced, not trained": stages.value("replaced", lambda: score(replaced())),
     }
@@ -224,17 +232,15 @@ def main():
 
     rows["hybrid"] = stages.value("hybrid", lambda: score(hybrid()))
     print("hybrid\n" + stages.value("report of the hybrid", lambda: said(hybrid())))
-    tuned_path = stages.model(
-        "tuned", lambda: tuned(load(taught_path), train, given.tune_steps, epochs, given.folder)
-    )
+    tuned_path = stages.model("tuned", lambda: after_lora(load(taught_path), "tune"))
     student = load(tuned_path)
     rows["after LoRA"] = stages.value("after LoRA", lambda: score(student))
     print(stages.value("report", lambda: said(student, errors_before=before)))
     for name, value in rows.items():
         print(f"perplexity, {name:24}{value:10.2f}")
-    gap = np.log(rows["windows alone"] / rows["softmax"])
-    closed = np.log(rows["windows alone"] / rows["after LoRA"]) / gap
-    print(f"share of the gap between windows and softmax that is closed: {closed:.0%}")
+    for own, of in (("after transfer", "softmax"), ("after LoRA", "softmax, after LoRA")):
+        closed, gap = np.log(rows["windows alone"]) - np.log([rows[own], rows[of]])
+        print(f"{own}, part of the way from windows alone to {of}: {closed / gap:.0%}")
 
     path = given.folder / "smollm2.tflite"
     if not path.exists():

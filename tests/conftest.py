@@ -23,6 +23,7 @@ if keras.backend.backend() == "torch":
 @pytest.fixture(scope="module", autouse=True)
 def _old_graphs():
     """TensorFlow never lets go of a graph, and Python would search them all for garbage."""
+    gc.disable()
     yield
     gc.collect()
     gc.freeze()

@@ -90,7 +90,7 @@ def test_graphs_have_the_values_and_gradients_of_an_eager_call(name, call):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 def test_weights_get_the_gradients_of_an_eager_call(name):
     import tensorflow as tf
 
@@ -127,6 +127,7 @@ def test_any_sizes_give_the_same(name, call):
 
 @pytest.mark.parametrize("name", ["windows", "summaries", "window of a memory"])
 @pytest.mark.parametrize("call", [*CALLS, "both ways"])
+@pytest.mark.sample(5)
 def test_windows_in_a_loop_and_at_once_give_the_same(name, call):
     (x, g), layer = example(), LAYERS[name]()
     layer.build(x.shape, x.shape)
@@ -169,6 +170,7 @@ def test_dropout_drops_the_same_weights_in_both_passes():
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.sample(3)
 def test_the_graph_of_a_layer_does_not_grow_with_the_length(name):
     import tensorflow as tf
 

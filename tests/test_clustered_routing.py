@@ -184,7 +184,7 @@ def model_of(**arguments):
         ("float32", True),
         pytest.param("float32", False, marks=pytest.mark.slow),
         pytest.param("mixed_float16", True, marks=pytest.mark.slow),
-        ("mixed_float16", False),
+        pytest.param("mixed_float16", False, marks=pytest.mark.slow),
     ],
 )
 def test_fit_moves_centroids_that_are_saved_and_then_fixed(jit, policy, rng, tmp_path):

@@ -57,6 +57,7 @@ def read(stream, x, mask=None):
 
 @where_it_compiles
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.sample(2)
 def test_a_few_traces_serve_all_lengths_and_batch_sizes(masked, rng):
     stream, layer = counted()
     batches = (3, 1, 4)
@@ -147,6 +148,7 @@ def test_a_variable_that_a_call_changes_is_changed(rng):
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.sample(2)
 def test_a_full_stream_raises_the_same_error(run_eagerly, rng):
     block = TransformerDecoder(8, attention=SoftmaxAttention(2, 3, max_length=20))
     stream = Streaming(model_of(block), run_eagerly=run_eagerly)

@@ -48,7 +48,7 @@ def model_of(layer, length=None):
 
 @pytest.mark.parametrize("case", STREAMING)
 @pytest.mark.parametrize("pieces", [[13], [1] * 13, [4, 1, 7, 1], [12, 1]], ids=str)
-@pytest.mark.sample(8)
+@pytest.mark.sample(15)
 def test_whole_equals_pieces_equals_single_steps(case, pieces, rng):
     model = model_of(build(case))
     x = inputs(rng, 2, 13, WIDTH)
@@ -77,6 +77,7 @@ def test_the_size_of_chunks_changes_nothing(case, rng):
 
 @every_direction
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.sample(3)
 def test_padding_equals_truncation(case, causal, side, rng):
     layer, x, mask = build(case), inputs(rng, 3, 13, WIDTH), mask_of(LENGTHS, 13, side)
     padded = np.asarray(call(layer, x, x, query_mask=mask, value_mask=mask, use_causal_mask=causal))
@@ -93,6 +94,7 @@ def test_padding_equals_truncation(case, causal, side, rng):
 
 @pytest.mark.parametrize(("case", "causal"), CROSS)
 @pytest.mark.parametrize("sides", SIDES, ids=str)
+@pytest.mark.sample(3)
 def test_padding_equals_truncation_in_cross_attention(case, causal, sides, rng):
     layer = build(case, WIDTH, 9)
     x, y = inputs(rng, 3, 13, WIDTH), inputs(rng, 3, 17, 9)
@@ -139,6 +141,7 @@ def test_the_future_never_leaks(case, jit, rng):
 
 @every_direction
 @pytest.mark.parametrize("junk", [1e4, np.nan], ids=str)
+@pytest.mark.sample(3)
 def test_masked_keys_never_leak(case, causal, junk, rng):
     layer = build(case)
     x, y = inputs(rng, 2, 13, WIDTH), inputs(rng, 2, 13, WIDTH)
@@ -268,6 +271,7 @@ def test_that_two_arguments_are_one_object_changes_nothing(case, causal, rng):
 
 
 @every_direction
+@pytest.mark.sample(3)
 def test_symbolic_shapes_are_the_real_ones(case, causal, rng):
     cross = "cross" not in CANNOT[case]
     width = WIDTH if case in TOKENS else 8
@@ -311,7 +315,7 @@ def test_from_config_gives_the_same_layer(case):
         pytest.param(False, 13, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.sample(8)
+@pytest.mark.sample(15)
 def test_trains(case, jit, length, rng):
     model = keras.Sequential([model_of(build(case, dropout=0.1), length), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit)
@@ -323,6 +327,7 @@ def test_trains(case, jit, length, rng):
 @every_case
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("length", [257, pytest.param(4096, marks=pytest.mark.slow)])
+@pytest.mark.sample(3)
 def test_half_precision_is_float32_to_its_precision(case, policy, length, rng):
     precision = {"mixed_float16": 2e-3, "mixed_bfloat16": 2e-2}[policy]  # 11 and 8 bits
     # With all features positive: where a relu is about to close, a rounding opens or closes it.
@@ -344,7 +349,7 @@ def test_half_precision_is_float32_to_its_precision(case, policy, length, rng):
 
 
 @every_case
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 def test_lora_and_int8_reach_the_projections(case, rng):
     layer, x = build(case), inputs(rng, 2, 13, WIDTH)
     causal = case in CAUSAL
@@ -363,6 +368,7 @@ def test_lora_and_int8_reach_the_projections(case, rng):
 @every_direction
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(data=st.data())
+@pytest.mark.sample(3)
 def test_any_shapes_and_masks_match_the_reference(case, causal, data):
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))

@@ -92,6 +92,7 @@ def model_of(layer, **options):
 
 
 @pytest.mark.parametrize("cls", [InList, SameNames, Twice, InDict])
+@pytest.mark.sample(2)
 def test_a_layer_of_a_user_keeps_all_its_weights(cls, rng, tmp_path):
     model, x = model_of(cls()), inputs(rng, 2, 7, WIDTH)
     found = replace_attention(model, SOFTMAX)

@@ -174,7 +174,7 @@ def generated(model, sampler="greedy", stop=None):
 
 
 @pytest.mark.parametrize("name", ["GPT2", "Llama", "Qwen3", "Gemma2", "Gemma3"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 def test_a_language_model_of_keras_hub_generates_with_a_state(name, keras_hub):
     model = language_model(keras_hub, name)
     found = replace_attention(model, SOFTMAX)

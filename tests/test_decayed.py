@@ -134,7 +134,7 @@ ENDLESS = {
 
 @pytest.mark.skipif(BACKEND == "torch", reason="PyTorch has no graph: the loop takes minutes there")
 @pytest.mark.parametrize("name", ENDLESS)
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 def test_100_000_steps_end_as_the_last_of_them_alone(name, rng):
     layer, x = ENDLESS[name], inputs(rng, 1, 100_003, 6)
     layer.build(x.shape, x.shape)

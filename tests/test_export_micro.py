@@ -149,6 +149,7 @@ def test_without_tflite_micro_it_says_what_to_install(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("state", ["tensors", "variables"])
+@pytest.mark.sample(2)
 def test_verify_runs_every_stream_from_its_start_on_tflite_micro(
     state, model, tmp_path, rng, monkeypatch
 ):

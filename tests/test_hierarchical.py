@@ -367,7 +367,8 @@ def test_examples_of_a_stream_finish_their_units_at_their_own_time(
     np.testing.assert_array_equal(state["hierarchical_attention_0_position"], mask.sum(axis=1))
 
 
-@pytest.mark.parametrize("max_length", [14, 5, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("max_length", [14, 5, 12])
+@pytest.mark.sample(3)
 def test_a_stream_is_exact_to_its_end_and_finite_beyond(max_length, rng):
     layer, x = build((3, 2), max_length=max_length), inputs(rng, 1, 20, WIDTH)
     stream = streamed(layer)

@@ -58,6 +58,7 @@ NOT_NORMED = {"LSHAttention", "ClusteredRoutingAttention", "HierarchicalAttentio
     [case for name, case in FIRST.items() if name not in {*NOT_NORMED, "RoutedAttention"}]
     + ["RecurrentMemoryAttention-tokens"],
 )
+@pytest.mark.sample(3)
 def test_queries_and_keys_that_are_normalised_have_no_scale(variant, rng):
     layer, x = build(variant, use_query_key_norm=True), 10 * inputs(rng, 2, 9, WIDTH)
     before = layer(x, x, use_causal_mask=variant in CAUSAL)
@@ -127,6 +128,7 @@ def test_200_steps_of_half_precision_at_length_4096(case, policy):
 
 @pytest.mark.parametrize("case", ["CosFormerAttention-endless"])
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.sample(2)
 def test_a_few_steps_of_half_precision(case, policy):
     train_in_half_precision(case, policy, length=512, steps=10)
 

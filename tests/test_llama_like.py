@@ -158,6 +158,7 @@ def test_the_state_of_a_hybrid_is_the_sum_of_the_states_of_its_blocks():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kinds", MODELS.values(), ids=MODELS)
+@pytest.mark.sample(3)
 def test_padding_equals_truncation(kinds, side, rng):
     model, ids = random_llama(kinds, mask_zero=True), tokens(rng, 3, 13)
     mask = mask_of((13, 4, 8), 13, side)

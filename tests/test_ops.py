@@ -156,12 +156,14 @@ def softmax(how, **more):
 
 
 @each(CASES)
+@pytest.mark.sample(3)
 def test_linear_attention_equals_the_sum(case, rng):
     *arrays, g, how = example(case, rng)
     check(linear(how, chunk_size=case.chunk_size), "LinearAttention", arrays, g, how)
 
 
 @each(CASES)
+@pytest.mark.sample(3)
 def test_cosine_attention_of_fixed_length_equals_the_sum(case, rng):
     *arrays, g, how = example(case, rng)
     length = {"max_length": max(case.t, case.s or 1) + 3}
@@ -176,6 +178,7 @@ def test_cosine_attention_of_the_papers_length_equals_the_sum(case, rng):
 
 
 @each([case for case in CASES if case.causal])
+@pytest.mark.sample(3)
 def test_horizon_equals_the_sum_over_its_halves(case, rng):
     *arrays, g, how = example(case, rng)
     for horizon in (10, 82):
@@ -393,6 +396,7 @@ def test_linear_attention_both_ways_sees_the_steps_of_a_state(rng):
 
 
 @pytest.mark.parametrize("horizon", [10, 128])
+@pytest.mark.sample(2)
 def test_a_stream_of_100_000_steps_stays_near_the_sum(horizon, rng):
     length = 100_003
     q, k, v = (rng.normal(size=(1, length, 1, n)) for n in (D, D, E))

@@ -21,6 +21,7 @@ def floatx(request):
 
 
 @every_direction
+@pytest.mark.sample(3)
 def test_a_float64_layer_computes_in_float64(case, causal, rng):
     with float64():
         layer = build(case, dtype="float64")
@@ -38,6 +39,7 @@ def test_a_float64_layer_computes_in_float64(case, causal, rng):
 
 
 @pytest.mark.parametrize("case", STREAMING)
+@pytest.mark.sample(3)
 def test_a_float64_stream_keeps_float64(case, rng):
     with float64():
         one = keras.Input((None, WIDTH), dtype="float64")

@@ -56,6 +56,7 @@ def test_only_the_gradient_of_the_memory_is_missing(rng):
 
 
 @pytest.mark.parametrize(("memory", "jit"), [(3, False), (4, False), (9, False), (6, True)])
+@pytest.mark.sample(3)
 def test_values_before_the_segment_get_no_gradient(memory, jit, rng):
     layer, x, y = make(4, memory), inputs(rng, B, 13, WIDTH), inputs(rng, B, 13, WIDTH)
     for t in (3, 4, 7, 12):
@@ -296,6 +297,7 @@ def test_tokens_stand_at_no_position(kind, rng):
 
 @pytest.mark.parametrize("memory", [0, 3])
 @pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.sample(3)
 def test_tokens_go_on_by_each_examples_own_count_of_steps(size, memory, rng):
     """Pieces in which some examples have fewer steps, or none, or not the first of them."""
     layer = make(size, memory, num_memory_tokens=2)

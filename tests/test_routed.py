@@ -220,6 +220,7 @@ def test_gradient_reaches_every_path_and_the_router(top_k, rng):
 
 
 @pytest.mark.parametrize(("jit", "options"), [(True, {"top_k": 1}), (False, {})], ids=str)
+@pytest.mark.sample(2)
 def test_trains_with_its_loss(jit, options, rng):
     layer = RoutedAttention(paths()[1:], load_balancing=0.1, routing_iterations=1, **options)
     x = keras.Input((T, M))

@@ -94,6 +94,7 @@ def test_a_stream_computes_what_keras_does_however_it_is_cut(model, device, rng)
 
 
 @pytest.mark.parametrize("signatures", [["prefill", "step"], ["step"]])
+@pytest.mark.sample(2)
 def test_a_device_continues_a_prompt_as_keras_does(signatures, tmp_path):
     keras.utils.set_random_seed(1)
     ids = keras.Input((None,), dtype="int32")

@@ -121,7 +121,7 @@ def check(form, length, batch=2, size=BLOCK):
 
 @pytest.mark.parametrize("length", [0, 1, 4, 5, 8, 19])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 def test_values_and_gradients_are_those_of_a_loop(form, length):
     check(form, length)
 

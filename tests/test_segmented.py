@@ -51,6 +51,7 @@ def block_mask(length, size, look_back, causal):
 @both_ways
 @pytest.mark.parametrize(("size", "look_back"), [(1, 0), (5, 0), (4, 1), (3, 2), (64, 1)])
 @pytest.mark.parametrize("length", [1, 13, 64])
+@pytest.mark.sample(7)
 def test_it_is_softmax_under_a_block_mask(size, look_back, causal, length, rng):
     layer, x = build(segment_length=size, look_back=look_back), inputs(rng, 2, length, WIDTH)
     expected = softmax_like(layer)(x, x, attention_mask=block_mask(length, size, look_back, causal))

@@ -137,7 +137,8 @@ def flooded(ink, start, reach):
 
 def test_a_flood_joins_the_markers_if_the_label_is_one(scenes):
     scale = 8
-    for scene in scenes:
+    assert {scene.label for scene in scenes[:24]} == {0, 1}
+    for scene in scenes[:24]:
         ink = pathfinder.render(scene, scale, markers=False) > 127
         start, end = np.int64(scene.markers * scale)
         seen = flooded(ink, start, 0.7 * scale)

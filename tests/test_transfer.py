@@ -36,6 +36,7 @@ def weights(model):
 
 
 @pytest.mark.parametrize("train", ["new", "attention"])
+@pytest.mark.sample(2)
 def test_each_layer_gets_nearer_to_its_teacher(train, rng):
     model, x = softmax_model(), inputs(rng, 16, 12, 8)
     found = replace_attention(model, WINDOWED)

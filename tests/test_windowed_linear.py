@@ -108,6 +108,7 @@ MAPS = {
 
 
 @pytest.mark.parametrize("name", MAPS)
+@pytest.mark.sample(3)
 def test_every_feature_map_is_that_of_the_sum(name, rng):
     layer = make(4, feature_map=MAPS[name])
     for variable in layer.trainable_variables:
@@ -162,7 +163,7 @@ FORMS = {
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("form", [*FORMS, "all at once"])
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 def test_every_form_is_the_sum(form, packed, rng):
     options = {"window": 6, **FORMS.get(form, {})}
     layer, x = make(**options), inputs(rng, B, 321, WIDTH)

@@ -51,6 +51,7 @@ def options(window, causal):
 @both_ways
 @at_once_and_in_a_loop
 @pytest.mark.parametrize(("t", "s"), [(1, 1), (3, 3), (13, 13), (3, 17), (17, 3)])
+@pytest.mark.sample(3)
 def test_a_window_equals_a_dense_mask(window, causal, block_size, t, s, rng):
     q, k, v = arrays(rng, t, s)
     out, state = windows.window_attention(q, k, v, block_size=block_size, **options(window, causal))
@@ -155,7 +156,7 @@ def test_positions_are_encoded(causal, packed, rng):
 @both_ways
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("t", [3, 13])
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 def test_gradients_are_those_of_the_dense_form(causal, packed, t, rng):
     q, k, v = arrays(rng, t)
     ids = (np.arange(t) // 3)[None].repeat(B, 0).astype("int32")

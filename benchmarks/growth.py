@@ -1,6 +1,6 @@
 """Time and peak memory of every layer beside softmax as the length grows fourfold, twice.
 
-    python benchmarks/variants.py [--lengths 1024 4096 16384] [--layers lsh nystrom ...]
+    python benchmarks/growth.py [--lengths 1024 4096 16384] [--layers lsh nystrom ...]
 
 Batch 1, 2 heads of 32, float32, causal where the layer can be. Time is the median of five forward
 calls, as a ratio to softmax's in the same process, called in turns; memory is the peak of
