@@ -69,7 +69,7 @@ def example():
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.sample(14)
+@pytest.mark.sample(29)
 def test_graphs_have_the_values_and_gradients_of_an_eager_call(name, call):
     """A graph loops with a gradient of its own; an eager call is a plain loop."""
     layer, (x, g) = LAYERS[name](), example()
@@ -108,6 +108,7 @@ def test_weights_get_the_gradients_of_an_eager_call(name):
 
 @pytest.mark.parametrize("name", ["max_length", "horizon", "linear"])
 @pytest.mark.parametrize("call", CALLS)
+@pytest.mark.sample(3)
 def test_any_sizes_give_the_same(name, call):
     """Also several chunks in a block, as on a GPU, and all at once, as in a TFLite file."""
     (x, g), layer = example(), LAYERS[name]()
@@ -200,6 +201,7 @@ def test_the_sizes_of_a_device_and_those_that_are_given():
         assert block_size.windows_at_once(6, 4) is None
 
 
+@pytest.mark.slow
 def test_a_block_trains_in_a_loop_without_xla_and_with_it():
     (x, y), losses = example(), []
     for jit_compile in (False, True):

@@ -77,6 +77,7 @@ def remembered(rng):
     return tuple(np.concatenate(np.moveaxis(a, 1, 0)) for a in (x, y))
 
 
+@pytest.mark.slow
 def test_what_only_the_segment_before_tells_is_learned_with_carried_state_alone(rng):
     losses = []
     for carry in (True, False):

@@ -173,6 +173,7 @@ def test_positions_act_on_the_segment_alone(kind, rng):
 
 
 @both_rules
+@pytest.mark.sample(2)
 def test_the_state_stays_as_large_as_it_was(delta_rule, rng):
     layer, x = make(8, delta_rule=delta_rule), inputs(rng, 1, 2000, WIDTH)
     stream = Streaming(streamed(layer))
@@ -220,6 +221,7 @@ def test_five_thousand_steps_do_not_drift(delta_rule, rng):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="needs a length that is not known")
 @both_rules
+@pytest.mark.sample(2)
 def test_an_unknown_length_trains_compiled(delta_rule, rng):
     import tensorflow as tf
 

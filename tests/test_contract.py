@@ -169,7 +169,7 @@ def test_nothing_to_attend_to_gives_zero(case, causal, rng):
 
 
 @every_direction
-@pytest.mark.sample(4)
+@pytest.mark.sample(7)
 def test_implicit_masks_count(case, causal, rng):
     layer, x = build(case), inputs(rng, 3, 13, WIDTH)
     mask = mask_of(LENGTHS, 13)
@@ -211,6 +211,7 @@ def test_what_a_layer_cannot_do_is_refused_with_the_reason(case, use, rng):
 @pytest.mark.parametrize(
     ("case", "causal"), [d for d in DIRECTIONS if "packed" not in CANNOT[d[0]]]
 )
+@pytest.mark.sample(3)
 def test_packed_equals_alone(case, causal, rng):
     layer, x = build(case), inputs(rng, 1, 30, WIDTH)
     lengths = [1, 12, 3, 14]
@@ -241,7 +242,7 @@ def test_weights_mix_the_values_to_the_output(case, causal, rng):
 
 
 @every_direction
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 def test_a_padding_mask_of_attention_shape_is_a_mask_of_the_values(case, causal, rng):
     layer, mask = build(case), mask_of(LENGTHS, 13, "left")
     x = keras.ops.convert_to_tensor(inputs(rng, 3, 13, WIDTH))
@@ -256,7 +257,7 @@ def test_a_padding_mask_of_attention_shape_is_a_mask_of_the_values(case, causal,
 
 
 @every_direction
-@pytest.mark.sample(6)
+@pytest.mark.sample(5)
 def test_that_two_arguments_are_one_object_changes_nothing(case, causal, rng):
     layer, mask = build(case), mask_of(LENGTHS, 13, "left")
     x = keras.ops.convert_to_tensor(inputs(rng, 3, 13, WIDTH))
@@ -315,7 +316,7 @@ def test_from_config_gives_the_same_layer(case):
         pytest.param(False, 13, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.sample(15)
+@pytest.mark.sample(31)
 def test_trains(case, jit, length, rng):
     model = keras.Sequential([model_of(build(case, dropout=0.1), length), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit)

@@ -67,6 +67,7 @@ def test_the_inverse_of_a_unit_lower_matrix(size, rng):
     ("channels", "strongest"), [(1, 0.1), (1, 40.0), (D, 0.1), (D, -SMALLEST_LOG_DECAY)]
 )
 @pytest.mark.parametrize("chunk_size", [7, 64])
+@pytest.mark.sample(3)
 def test_the_sums_are_the_recurrence(channels, strongest, beta, chunk_size, rng):
     # A sum of the log decays of a chunk keeps 24 bits.
     close = max(1e-5, chunk_size * strongest * 2**-24)
@@ -186,6 +187,7 @@ def test_retention_without_position_has_no_counter(rng):
         lambda: RetentionAttention(2, 4, conv_size=3, chunk_size=3),
     ],
 )
+@pytest.mark.sample(3)
 def test_a_layer_with_more_than_sums_in_its_state_streams_by_blocks_and_packs(make, rng):
     layer = make()
     x = inputs(rng, 2, 13, 6)

@@ -108,7 +108,7 @@ def test_a_graph_of_any_size_takes_an_empty_batch(case, causal, rng):
 
 
 @every_stream
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 def test_a_chunk_of_no_steps_changes_nothing(case, rng):
     one = keras.Input((None, WIDTH))
     stream = Streaming(keras.Model(one, build(case)(one, one, use_causal_mask=True)))
@@ -184,7 +184,7 @@ tensorflow_only = pytest.mark.skipif(
 @every_limit
 @pytest.mark.parametrize("jit", [False, True])
 @tensorflow_only
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 def test_an_over_long_example_never_reaches_the_weights(name, jit):
     import tensorflow as tf
 
@@ -233,7 +233,7 @@ def test_past_the_limit_a_compiled_layer_gives_finite_values(name, rng):
 
 
 @every_stream
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 def test_a_stream_past_its_end_stays_finite(case, rng):
     if "max_length" not in CASES[case][1]:
         pytest.skip("its streams have no end")

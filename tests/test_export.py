@@ -58,7 +58,7 @@ def tflite(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", STREAMING)
-@pytest.mark.sample(8)
+@pytest.mark.sample(16)
 def test_every_streaming_variant_becomes_a_tflite_file_of_builtins(case, tmp_path, rng):
     from ai_edge_litert.interpreter import Interpreter
 

@@ -36,7 +36,7 @@ def started():
 
 
 @pytest.mark.parametrize("cell", QUICK, ids=str)
-@pytest.mark.sample(8)
+@pytest.mark.sample(16)
 def test_a_step_is_right_on_its_target(cell, tmp_path, started):
     found = outcome(cell, tmp_path / "m.tflite", started(cell.target), signatures=["step"])
     assert found.refused is None

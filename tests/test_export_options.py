@@ -55,7 +55,7 @@ def classifier(blocks=2):
 @pytest.mark.parametrize(
     ("dtype", "state_form"), [("int8", "tensors"), ("int8", "variables"), ("int16", "tensors")]
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 def test_a_state_in_integers_is_that_of_the_stream(dtype, state_form, tmp_path, rng):
     model, path, x = causal(key_dim=8), tmp_path / "m.tflite", inputs(rng, 1, 20, CHANNELS)
     report = exporting.to_tflite(
@@ -72,6 +72,7 @@ def test_a_state_in_integers_is_that_of_the_stream(dtype, state_form, tmp_path, 
     assert exporting.verify(model, path, verbose=0).state_dtype == dtype
 
 
+@pytest.mark.slow
 def test_a_state_in_integers_runs_on_micro_and_in_a_saved_model(tmp_path):
     pytest.importorskip("tflite_micro")
     report = exporting.to_tflite(
@@ -210,6 +211,7 @@ def test_prefill_takes_one_chunk_of_at_most_what_the_stream_holds(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.sample(2)
 def test_a_half_precision_model_is_built_again_in_float32(dtype, tmp_path, step_file):
     full, _, _ = step_file
     half = causal(dtype)

@@ -212,7 +212,7 @@ def test_a_gate_scales_what_is_mixed(case, rng):
 
 
 @pytest.mark.parametrize("case", [case for case in STREAMING if "Routed" not in case])
-@pytest.mark.sample(4)
+@pytest.mark.sample(7)
 def test_a_gate_streams(case, rng):
     x = keras.Input((None, WIDTH))
     model = keras.Model(x, build(case, use_gate=True)(x, x, use_causal_mask=True))

@@ -160,7 +160,7 @@ def train_in_half_precision(case, policy, length, steps):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="counts the nodes of a TensorFlow graph")
 @pytest.mark.parametrize("case", [c for c in CASES if "Softmax" not in c])
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 def test_the_graph_is_the_same_for_every_length(case):
     import tensorflow as tf
 

@@ -183,7 +183,7 @@ def test_a_hybrid_trains_and_is_saved(dtype, rng, tmp_path):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="exports need TensorFlow")
 @pytest.mark.parametrize("quantize", [None, "float16", "dynamic_int8"])
-@pytest.mark.sample(3)
+@pytest.mark.slow
 def test_a_hybrid_becomes_a_file_that_streams(quantize, tmp_path):
     """The export compares the file with the model before it keeps it."""
     model = random_llama(["linear", "softmax"])

@@ -150,6 +150,7 @@ def test_xla_gives_the_same(rng):
     assert_close(run(x), layer(x, x, query_mask=mask, value_mask=mask), EXACT)
 
 
+@pytest.mark.slow
 def test_trains_compiled_with_any_length(rng):
     x = keras.Input((None, WIDTH))
     model = keras.Model(x, keras.layers.Dense(1)(build(max_length=31, rank=6)(x, x)))

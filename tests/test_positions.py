@@ -116,7 +116,7 @@ def test_a_position_reaches_the_input_and_its_own_weights(name, rng):
 
 
 @every_object
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 def test_a_position_streams_saves_and_compiles(name, rng, tmp_path):
     layer, *_ = build(name, rng, max_length=40)
     x = keras.Input((None, WIDTH))

@@ -177,6 +177,7 @@ def test_model_explorer_is_asked_for_where_it_is_missing(refused, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_formats_of_a_model_are_compared_in_processes_of_their_own(here):
     options = "--formats", "tflite", "tflite_runtime", "--steps", 8, "--length", 12
     lines = here("compare", "model.keras", *options).splitlines()

@@ -56,7 +56,7 @@ def test_only_the_gradient_of_the_memory_is_missing(rng):
 
 
 @pytest.mark.parametrize(("memory", "jit"), [(3, False), (4, False), (9, False), (6, True)])
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 def test_values_before_the_segment_get_no_gradient(memory, jit, rng):
     layer, x, y = make(4, memory), inputs(rng, B, 13, WIDTH), inputs(rng, B, 13, WIDTH)
     for t in (3, 4, 7, 12):

@@ -127,6 +127,7 @@ def test_values_and_gradients_are_those_of_a_loop(form, length):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.sample(3)
 def test_a_batch_may_be_empty(form):
     check(form, 9, batch=0)
 
@@ -139,6 +140,7 @@ def test_without_a_block_size_all_steps_are_one_block():
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.sample(3)
 def test_scans_nest(form):
     """The body of the outer scan is a scan over pairs of steps, whose state goes on."""
     x = np.random.default_rng(0).normal(size=(2, 11, WIDTH)).astype("float32")
@@ -168,6 +170,7 @@ def test_scans_nest(form):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("length", [None, 11])
+@pytest.mark.sample(3)
 def test_weights_that_the_body_reads_are_trained(length, jit_compile):
     """A `fit` step gives the weights what it gives them without blocks."""
 

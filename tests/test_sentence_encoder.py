@@ -173,6 +173,7 @@ def test_pieces_count_by_their_tokens(teacher):
 
 
 @pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.sample(2)
 def test_students_read_texts_that_are_longer_than_the_positions(name, teacher):
     student, arrays = encoder_of(teacher, name), bert_arrays()
     short, long = (long_texts.marked(text) for text in texts_of(20, 1200))

@@ -108,6 +108,7 @@ def test_padding_changes_no_answer():
     np.testing.assert_allclose(model(tokens), model(padded), atol=1e-5)  # float32 rounds sums
 
 
+@pytest.mark.slow
 def test_the_longer_stream_of_a_model_changes_no_output():
     task = TASKS["lm"]
     tokens = np.random.default_rng(0).integers(0, 256, (1, 40))
@@ -198,6 +199,7 @@ class Interruption:
         return self.draw(rng, count)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(monkeypatch):
     monkeypatch.setattr(curve, "WAYS", (False,))  # XLA takes most of the time
     task = tiny("recall")
@@ -219,6 +221,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(monkeypatch):
     assert spent == sorted(spent)
 
 
+@pytest.mark.slow
 def test_a_learner_starts_each_run_anew(monkeypatch):
     monkeypatch.setattr(curve, "WAYS", (False,))  # XLA takes most of the time
     task = tiny("recall")

@@ -340,6 +340,7 @@ def test_packed_sequences_need_to_know_their_part_of_the_encoder(rng):
 @OPTIONS
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.sample(3)
 def test_masked_steps_may_hold_anything(bad, implicit, options, rng):
     encoder = TransformerEncoder(9, attention=attention(), **{"normalize_first": True, **options})
     decoder = TransformerDecoder(9, attention=attention(), **options)

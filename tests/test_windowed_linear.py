@@ -285,6 +285,7 @@ def test_wrong_arguments_are_named(options, message):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="needs a length that is not known")
+@pytest.mark.slow
 def test_an_unknown_length_trains_compiled(rng):
     import tensorflow as tf
 

@@ -85,6 +85,7 @@ def test_positions_begin_anew_in_each_segment(window, causal, t, rng):
 
 @every_window
 @pytest.mark.parametrize("pieces", [[23], [1] * 23, [4, 1, 12, 1, 5], [22, 1]], ids=str)
+@pytest.mark.sample(3)
 def test_pieces_equal_the_whole(window, pieces, rng):
     q, k, v = arrays(rng, 23)
     size, look_back, _ = window
