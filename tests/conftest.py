@@ -69,16 +69,22 @@ def _mark_more_as_slow(items):
     third, and on PyTorch every sixth. Of each newer variant one case, and optional cases of the
     older ones, run every third test; on JAX and PyTorch every sixth. JAX compiles every shape, and
     what is not compiled as a whole takes longest. On PyTorch what Keras compiles or quantises does.
+    Of the tests without such cases, every second runs there.
     """
     from support import BACKEND
     from variants import CASES, OPTIONAL, PLAIN
 
     first = {cls.__name__: case for case, (cls, _) in reversed(CASES.items())}
-    cases, tests = list(CASES), {}
+    cases, tests, others = list(CASES), {}, {}
     for item in items:
+        if not hasattr(item, "function"):
+            continue  # a doctest
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         case = parameters.get("case")
         if case not in CASES:
+            other = others.setdefault(item.function, len(others))
+            if BACKEND != "tensorflow" and other % 2:
+                item.add_marker(pytest.mark.slow)
             continue
         name = CASES[case][0].__name__
         is_older = name in PLAIN and case not in OPTIONAL
