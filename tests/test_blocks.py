@@ -57,8 +57,8 @@ def forms():
     any_length = [tf.TensorSpec([None, None, WIDTH])]
     return {
         "graph": tf.function,
-        "any length": lambda call: tf.function(call, input_signature=any_length),
-        "compiled": lambda call: tf.function(call, jit_compile=True),
+        "any length": lambda call: tf.function(call, input_signature=any_length, autograph=False),
+        "compiled": lambda call: tf.function(call, jit_compile=True, autograph=False),
     }
 
 

@@ -234,5 +234,5 @@ def test_an_unknown_length_trains_compiled(delta_rule, rng):
         return tape.gradient(loss, x)
 
     spec = [tf.TensorSpec((None, None, WIDTH))]
-    unknown = tf.function(slope, jit_compile=True, input_signature=spec)
+    unknown = tf.function(slope, jit_compile=True, input_signature=spec, autograph=False)
     assert_close(unknown(x), slope(tf.convert_to_tensor(x)), 1e-5)

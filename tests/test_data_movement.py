@@ -24,7 +24,7 @@ def operations(function, *arrays):
     import tensorflow as tf
 
     specs = [tf.TensorSpec(x.shape, x.dtype) for x in map(np.asarray, arrays)]
-    graph = tf.function(function).get_concrete_function(*specs).graph
+    graph = tf.function(function, autograph=False).get_concrete_function(*specs).graph
     return [(op.type, tuple(y.shape)) for op in graph.get_operations() for y in op.outputs]
 
 

@@ -89,7 +89,8 @@ def unknown_sizes(function):
         return function
     import tensorflow as tf
 
-    return tf.function(function, input_signature=[tf.TensorSpec((None, None, WIDTH), "float32")])
+    spec = tf.TensorSpec((None, None, WIDTH), "float32")
+    return tf.function(function, input_signature=[spec], autograph=False)
 
 
 @every_direction

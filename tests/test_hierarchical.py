@@ -441,7 +441,7 @@ def test_any_length_runs_in_one_graph(causal, rng):
     layer = build((3, 2))
     specs = tf.TensorSpec((None, None, WIDTH)), tf.TensorSpec((None, None), "int32")
 
-    @tf.function(input_signature=specs)
+    @tf.function(input_signature=specs, autograph=False)
     def run(x, ids):
         return layer(x, x, unit_ids=ids, use_causal_mask=causal)
 

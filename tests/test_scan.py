@@ -80,7 +80,7 @@ def dynamic(jit):
     signature += [tf.TensorSpec([None, None], tf.bool), tf.TensorSpec([None, None, WIDTH])]
 
     def compile_(function):
-        return tf.function(function, input_signature=signature, jit_compile=jit)
+        return tf.function(function, input_signature=signature, jit_compile=jit, autograph=False)
 
     return compile_
 
@@ -88,7 +88,7 @@ def dynamic(jit):
 def graph(function):
     import tensorflow as tf
 
-    return tf.function(function)
+    return tf.function(function, autograph=False)
 
 
 def plain(function):

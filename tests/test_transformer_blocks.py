@@ -209,7 +209,7 @@ def test_no_square_tensor_is_made_by_a_linear_block(square):
         return tape.gradient(y, block.trainable_variables)
 
     specs = tf.TensorSpec((1, length, 8)), tf.TensorSpec((1, length), "bool")
-    graph = tf.function(run).get_concrete_function(*specs).graph
+    graph = tf.function(run, autograph=False).get_concrete_function(*specs).graph
     shapes = [output.shape for op in graph.get_operations() for output in op.outputs]
     squares = [shape for shape in shapes if sum(n == length for n in shape.as_list() or ()) > 1]
     assert bool(squares) == square

@@ -297,7 +297,7 @@ def test_an_unknown_length_trains_compiled(rng):
         return tape.gradient(loss, layer.trainable_variables)
 
     spec = [tf.TensorSpec((None, None, WIDTH))]
-    unknown = tf.function(slopes, jit_compile=True, input_signature=spec)
+    unknown = tf.function(slopes, jit_compile=True, input_signature=spec, autograph=False)
     for found, wanted in zip(unknown(x), slopes(tf.convert_to_tensor(x)), strict=True):
         assert np.any(wanted)
         assert_close(found, wanted)

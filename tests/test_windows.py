@@ -194,7 +194,7 @@ def test_any_length_runs_in_one_graph(causal, jit, packed, block_size, rng):
         tf.TensorSpec((None, None), "int32")
     ]
 
-    @tf.function(input_signature=spec, jit_compile=jit)
+    @tf.function(input_signature=spec, jit_compile=jit, autograph=False)
     def run(q, k, v, ids):
         segments = timesteps.segment_numbers(ids) if packed else None
         return windows.window_attention(
