@@ -204,7 +204,7 @@ def main():
     few = inputs(test[:2, :-1])
     rows = {
         "softmax": stages.value("teacher", lambda: score(teacher)),
-        "softmax, after LoRA": stages.value(
+        "softmax after LoRA": stages.value(
             "teacher after LoRA",
             lambda: score(after_lora(smollm2.language_model(), "teacher_tune")),
         ),
@@ -238,7 +238,7 @@ def main():
     print(stages.value("report", lambda: said(student, errors_before=before)))
     for name, value in rows.items():
         print(f"perplexity, {name:24}{value:10.2f}")
-    for own, of in (("after transfer", "softmax"), ("after LoRA", "softmax, after LoRA")):
+    for own, of in (("after transfer", "softmax"), ("after LoRA", "softmax after LoRA")):
         closed, gap = np.log(rows["windows alone"]) - np.log([rows[own], rows[of]])
         print(f"{own}, part of the way from windows alone to {of}: {closed / gap:.0%}")
 
