@@ -45,7 +45,9 @@ def draw(path, task, chosen, floors, seconds=None):
                            fontsize=7)  # fmt: skip
         panel.set(xlabel=unit, ylabel=f"{score.name}, validation", title=task.name)
         panel.grid(alpha=0.3)
-    panels[0, 0].legend(fontsize=7)
+    lines = [line for line in panel.get_lines() if line.get_label() in chosen]
+    lines.sort(key=lambda line: -line.get_ydata()[-1])  # as they end, from top to bottom
+    panel.legend(handles=lines, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as new:
