@@ -226,7 +226,7 @@ def main():
     def said(student, **errors):
         found = report(
             teacher, student, few, passkey=passkey(tokenizer), passkey_lengths=lengths,
-            state_steps=(1024, CACHE, 1_048_576), **errors,
+            state_steps=(1024, CACHE, 1_048_576), cache_steps=(1024, CACHE), **errors,
         )  # fmt: skip
         return str(found)
 

@@ -114,7 +114,7 @@ def test_a_report_of_a_language_model(pair, text):
     errors = attention_errors(model, converted, x)
     found = report(
         model, converted, x, y, errors_before=dict.fromkeys(errors, 2.0), passkey=TASK,
-        passkey_lengths=(9, 20), state_steps=(40, 1000),
+        passkey_lengths=(9, 20), state_steps=(40, 1000), cache_steps=(30, 40),
     )  # fmt: skip
     assert found.errors == pytest.approx(errors)
     scores = perplexity(model, x, y), perplexity(converted, x, y)
@@ -125,9 +125,11 @@ def test_a_report_of_a_language_model(pair, text):
     for n, (cache, state) in found.state_bytes.items():
         stream = Streaming(replace_attention(model, SoftmaxAttention(1, 1, max_length=n)))
         assert (cache, state) == (stream.state_bytes, constant)
-    assert all(speed > 0 for speed in found.steps_per_second[40])
+    assert list(found.steps_per_second) == [30, 40]
+    assert all(speed > 0 for pair in found.steps_per_second.values() for speed in pair)
     said = str(found)
-    for part in ("block/self_attention", "2.0000", "perplexity", "passkey, 20", "state at 1,000"):
+    parts = "block/self_attention", "2.0000", "perplexity", "passkey, 20", "state at 1,000"
+    for part in (*parts, "cache of 40"):
         assert part in said
 
 
@@ -150,8 +152,8 @@ def test_a_report_of_an_encoder_has_a_score_and_no_stream(rng):
     ("options", "message"),
     [
         ({"score": lambda m: 1.0}, "Give `score` or `y`, not both"),
-        ({"state_steps": ()}, r"`state_steps` needs numbers of at least .*state_steps=\(\)"),
-        ({"state_steps": (8,)}, r"`state_steps` needs numbers of at least .*state_steps=\(8,\)"),
+        ({"cache_steps": ()}, r"`cache_steps` needs numbers of at least .*cache_steps=\(\)"),
+        ({"cache_steps": (8,)}, r"`cache_steps` needs numbers of at least .*cache_steps=\(8,\)"),
         ({"errors_before": {"a": 1.0}}, r"`errors_before` must be .*Received: \['a'\]"),
         ({"mask": np.ones((3, 2))}, r"must have the same examples .* mask of shape \(3, 2\)"),
     ],

@@ -264,7 +264,7 @@ class Causal(keras.Model):
 def test_a_report_of_a_subclassed_model_has_a_stream(rng):
     model, x = Causal(), inputs(rng, 2, 24, WIDTH)
     model(x)
-    found = report(model, replace_attention(model, LinearAttention(1, 1)), x, state_steps=(32,))
+    found = report(model, replace_attention(model, LinearAttention(1, 1)), x, cache_steps=(32,))
     assert found.no_stream is None
     assert list(found.steps_per_second) == [32]
 

@@ -97,13 +97,13 @@ def report(
     passkey: Passkey | None = None,
     passkey_lengths: Sequence[int] = (256, 1024),
     state_steps: Sequence[int] = (1024, 16_384, 1_048_576),
+    cache_steps: Sequence[int] = (1024,),
     batch_size: int = 8,
 ) -> ConversionReport:
     """Compare a model and its conversion: quality, state and speed.
 
-    The speed is the median of single steps of both streams, in turns. That of the model has a cache
-    of `state_steps[0]` steps. If the conversion cannot stream, as an encoder, the report tells the
-    reason in place of state and speed.
+    The speed is the median of single steps of both streams, in turns. If the conversion cannot
+    stream, as an encoder, the report tells the reason in place of state and speed.
 
     Args:
         model: The model that was converted.
@@ -119,6 +119,9 @@ def report(
         passkey_lengths: Integers, the lengths of its prompts. Both models must be able to read
             them. Defaults to `(256, 1024)`.
         state_steps: Integers, the numbers of steps at which the states are compared.
+            Defaults to `(1024, 16384, 1048576)`.
+        cache_steps: Integers, the numbers of steps that the caches of the model hold when the
+            speeds are compared. Defaults to `(1024,)`.
         batch_size: int, of the perplexity. Defaults to `8`.
 
     Returns:
@@ -130,10 +133,10 @@ def report(
     """
     if score is not None and y is not None:
         raise ValueError("Give `score` or `y`, not both. `y` is for the perplexity.")
-    if not state_steps or min(state_steps) < WARM_UP + TURNS:
+    if not cache_steps or min(cache_steps) < WARM_UP + TURNS:
         raise ValueError(
-            f"`state_steps` needs numbers of at least {WARM_UP + TURNS} steps, which are read to "
-            f"measure the speed. Received: state_steps={state_steps!r}"
+            f"`cache_steps` needs numbers of at least {WARM_UP + TURNS} steps, which are read to "
+            f"measure the speed. Received: cache_steps={cache_steps!r}"
         )
     some = keras.tree.map_structure(lambda a: a[:batch_size], x)
     errors = attention_errors(model, converted, some)
@@ -156,10 +159,10 @@ def report(
     except ValueError as error:
         no_stream = str(error)
     else:
-        capacity = state_steps[0]
-        cached = _cached(model, capacity, some)
+        for capacity in cache_steps:
+            cached = _cached(model, capacity, some)
+            speeds[capacity] = _speeds(cached, stream, some)
         states = {n: (_cache_bytes(cached, capacity, n), _bytes_at(stream, n)) for n in state_steps}
-        speeds = {capacity: _speeds(cached, stream, some)}
     return ConversionReport(
         errors=errors,
         errors_before=dict(errors_before or {}),
