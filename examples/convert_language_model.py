@@ -49,7 +49,7 @@ WINDOW, SEED, RANK = 64, 0, 8
 ATTENTION = WindowedLinearAttention(1, 1, window=WINDOW)
 KEPT, CACHE = 10, 8192
 """Layers of the hybrid that have softmax, and the steps that their caches hold."""
-WINDOWS_ALONE = SegmentedAttention(1, 1, segment_length=WINDOW, look_back=1)  # the same state
+SEGMENTS_ALONE = SegmentedAttention(1, 1, segment_length=WINDOW, look_back=1)  # the same state
 ON_DEVICE = pathlib.Path(__file__).parent / "programs" / "write_tokens.py"
 PROMPT = "The state of the union is"
 
@@ -208,7 +208,7 @@ def main():
             "teacher after LoRA",
             lambda: score(after_lora(smollm2.language_model(), "teacher_tune")),
         ),
-        "windows alone": stages.value("windows", lambda: score(replaced(WINDOWS_ALONE))),
+        "segments alone": stages.value("segments", lambda: score(replaced(SEGMENTS_ALONE))),
         "replaced, not trained": stages.value("replaced", lambda: score(replaced())),
     }
     before = stages.value("errors", lambda: attention_errors(teacher, replaced(), few))
@@ -239,8 +239,8 @@ def main():
     for name, value in rows.items():
         print(f"perplexity, {name:24}{value:10.2f}")
     for own, of in (("after transfer", "softmax"), ("after LoRA", "softmax after LoRA")):
-        closed, gap = np.log(rows["windows alone"]) - np.log([rows[own], rows[of]])
-        print(f"{own}, part of the way from windows alone to {of}: {closed / gap:.0%}")
+        closed, gap = np.log(rows["segments alone"]) - np.log([rows[own], rows[of]])
+        print(f"{own}, part of the way from segments alone to {of}: {closed / gap:.0%}")
 
     path = given.folder / "smollm2.tflite"
     if not path.exists():

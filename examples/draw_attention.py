@@ -2,9 +2,9 @@
 
     python examples/draw_attention.py [--quick] [--output output]
 
-The same small byte model is trained with each layer on presidents' speeches, then read on a speech
-it has not seen. A table, and a picture, attention.png: how many weights are negative, how much of a
-row's mass lies near its step, and how the weights spread as the text gets longer.
+The same small byte model is trained with each layer on State of the Union addresses, then reads one
+that it has not seen. A table, and a picture, attention.png: how many weights are negative, how much
+of a row's mass lies near its step, and how the weights spread as the text gets longer.
 """
 
 import quiet  # isort: skip  # noqa: F401  before TensorFlow

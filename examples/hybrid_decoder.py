@@ -5,7 +5,7 @@
 A small language model is built as Llama is: root mean square normalisation, SwiGLU, rotary
 positions, grouped heads, no biases, and an embedding that is also the output projection. The three
 models differ in the attention of their four blocks only, and have equally many weights. They read
-the same windows of the presidents' addresses; the last speeches are held out.
+the same windows of the State of the Union addresses; the last ones are held out.
 """
 
 import quiet  # isort: skip  # noqa: F401  before TensorFlow

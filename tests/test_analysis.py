@@ -301,7 +301,7 @@ def test_a_matrix_is_drawn_in_units_of_the_mean():
 
 def test_without_matplotlib_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install keras-cosattn\[analysis\]"):
+    with pytest.raises(ImportError, match="pip install matplotlib"):
         analysis.draw({"one": IDENTITY})
 
 

@@ -112,10 +112,10 @@ def test_a_missing_package_is_named_before_the_model_is_run(tmp_path, monkeypatc
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.setattr(keras.Model, "__call__", lambda *_, **__: pytest.fail("the model ran"))
-    with pytest.raises(ImportError, match=r"pip install 'keras-cosattn\[quantize\]'"):
+    with pytest.raises(ImportError, match="pip install litert-quantizer"):
         export.to_tflite(dense(), tmp_path / "m.tflite", quantize="weight_int8")
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    with pytest.raises(ImportError, match=r"pip install 'keras-cosattn\[device\]'"):
+    with pytest.raises(ImportError, match="pip install ai-edge-litert"):
         export.to_tflite(dense(), tmp_path / "m.tflite")
 
 

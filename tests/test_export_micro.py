@@ -143,7 +143,7 @@ def test_what_ends_its_process_is_an_error_here():
 
 def test_without_tflite_micro_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tflite_micro", None)
-    with pytest.raises(ImportError, match=r"pip install 'keras-cosattn\[micro\]'"):
+    with pytest.raises(ImportError, match="pip install tflite-micro"):
         to_tflite(convolution(), tmp_path / "m.tflite", target="micro")
     assert not list(tmp_path.iterdir())
 

@@ -305,5 +305,5 @@ def test_vocabularies_without_the_special_pieces_are_refused():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_text", None)
-    with pytest.raises(ImportError, match=r"tensorflow_text: pip install 'keras-cosattn\[text\]'"):
+    with pytest.raises(ImportError, match="tensorflow_text: pip install tensorflow-text"):
         WordPieceTokenizer(PIECES)

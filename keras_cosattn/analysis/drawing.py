@@ -31,8 +31,7 @@ def draw(
     """Draw matrices of weights and, below them, how far they reach and how they dilute.
 
     Each row of a matrix is divided by its mean, so 1 is uniform for every length. The colours mean
-    the same in all matrices; red is negative. Needs Matplotlib: `pip install
-    keras-cosattn[analysis]`.
+    the same in all matrices; red is negative. Needs Matplotlib.
 
     Args:
         weights: dict of name -> array of shape `(b, h, t, s)`. Each is one column.
@@ -77,7 +76,7 @@ def draw_routes(
 ) -> Figure:
     """Draw how much of each path of a `RoutedAttention` each step takes, as bands that sum to 1.
 
-    Needs Matplotlib: `pip install keras-cosattn[analysis]`.
+    Needs Matplotlib.
 
     Args:
         routes: array of shape `(b, t, p)`, from `layer.route_weights(x)`.
@@ -120,9 +119,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "Drawing needs Matplotlib. Install it: pip install keras-cosattn[analysis]"
-        ) from error
+        raise ImportError("Drawing needs Matplotlib: pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -122,7 +122,6 @@ def interpreter_class() -> Any:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise ImportError(
-            "Every TFLite export is run before it is kept, on LiteRT: "
-            "pip install 'keras-cosattn[device]'"
+            "Every TFLite export is run before it is kept, on LiteRT: pip install ai-edge-litert"
         ) from error
     return Interpreter

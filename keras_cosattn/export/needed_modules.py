@@ -11,5 +11,5 @@ def import_needed(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        hint = ": pip install 'keras-cosattn[text]'" if module == "tensorflow_text" else ""
+        hint = ": pip install tensorflow-text" if module == "tensorflow_text" else ""
         raise ImportError(f"The tokenizer needs the module {module}{hint}.") from error

@@ -40,8 +40,7 @@ class QuantizationScheme:
         """Raise ImportError if a package is missing."""
         if self.uses_quantizer and importlib.util.find_spec("litert_quantizer") is None:
             raise ImportError(
-                f"quantize='{self.name}' uses LiteRT's quantizer: pip install "
-                "'keras-cosattn[quantize]'"
+                f"quantize='{self.name}' uses LiteRT's quantizer: pip install litert-quantizer"
             )
 
     def configure(self, converter: Any, target: TargetName) -> None:

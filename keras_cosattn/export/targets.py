@@ -167,8 +167,7 @@ class Micro(LiteRT):
         super().check_installed()
         if importlib.util.find_spec("tflite_micro") is None:
             raise ImportError(
-                "A file for tflite-micro is run there before it is kept: "
-                "pip install 'keras-cosattn[micro]'"
+                "A file for tflite-micro is run there before it is kept: pip install tflite-micro"
             )
 
     def rewrite(self, graph: TFLiteGraph) -> None:

@@ -96,7 +96,7 @@ def to_tflite(
         OSError: If the path cannot be written. An older file stays whole.
 
     Example:
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> x = keras.Input((None, 3))
     >>> model = keras.Model(x, keras.layers.Dense(2)(x))
     >>> path = pathlib.Path(tempfile.mkdtemp(), "model.tflite")

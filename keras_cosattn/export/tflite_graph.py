@@ -277,6 +277,6 @@ def _schema_and_tools() -> tuple[Any, Any]:
         from ai_edge_litert.tools import flatbuffer_utils
     except ImportError as error:
         raise ImportError(
-            "TFLite files are read with LiteRT: pip install 'keras-cosattn[device]'"
+            "TFLite files are read with LiteRT: pip install ai-edge-litert"
         ) from error
     return schema_py_generated, flatbuffer_utils

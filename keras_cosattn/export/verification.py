@@ -58,7 +58,7 @@ def verify(
         ValueError: If this package did not write the file, or it differs from the model.
 
     Example:
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> from keras_cosattn.export import to_saved_model
     >>> x = keras.Input((None, 3))
     >>> model = keras.Model(x, keras.layers.Dense(2)(x))

@@ -12,8 +12,8 @@ try:
     import tf_keras
 except ImportError as error:
     raise ImportError(
-        "keras_cosattn.models has layers for models of tf_keras, which cannot be imported. Run "
-        "`pip install 'keras_cosattn[models]'`, in an environment of its own if another release "
+        "keras_cosattn.models has layers for models of tf_keras, which cannot be imported: "
+        "pip install tf-keras tf-models-official, in an environment of its own if another release "
         "of TensorFlow than that of tf-models-official is needed elsewhere."
     ) from error
 

@@ -26,8 +26,9 @@ class Rotary(Position):
     In `LinearAttention` the features are rotated, in the numerator only (equation 19). The cost is
     O(t d) for each head.
 
-    Angles have an error of at most 2e-6 up to step 2^31 - 1, where int32 positions end (after 37
-    hours at 16,000 steps per second).
+    Angles have an error of at most 2e-6 up to step 2^31 - 1, where int32 positions end. In a stream
+    of sums, such as that of `LinearAttention`, positions end at step 2^30 (after 18 hours at 16,000
+    steps per second).
 
     Args:
         base: float, base of the frequencies. Defaults to `10000.0`.

@@ -35,8 +35,8 @@ class Sinusoidal(Position):
     `q_t + p_t` and `k_s + p_s`, and not to values. Cost: O(t m).
 
     Positions count the valid steps. As a layer it streams without end, with the number of steps as
-    its state. In float32 the error of a sine is below 5e-4 up to position 10^6, and grows in
-    proportion to the position. From position 2^30 on, positions repeat every 2^29 steps.
+    its state. The error of a sine is at most 2e-6. From position 2^30 of a stream on, positions
+    repeat every 2^29 steps.
 
     Args:
         base: float, of the frequencies. Defaults to `10000.0`.
