@@ -46,7 +46,7 @@ class ConstantInputs:
 
     def join(self, inputs: Nest, constants: Mapping[str, Tensor] | None) -> Nest:
         """Return the inputs of the model. Without constants, one step of zeros stands for each."""
-        given = dict(inputs) if isinstance(inputs, Mapping) else {self._others[0]: inputs}
+        given = dict(inputs) if isinstance(inputs, Mapping) else self._by_name(inputs)
         batch = ops.shape(next(iter(given.values())))[0]
         for name in self.names:
             given[name] = self._zeros(name, batch) if constants is None else constants[name]
@@ -72,6 +72,15 @@ class ConstantInputs:
                     f"Received: shape {tuple(x.shape)}"
                 )
         return dict(constants)
+
+    def _by_name(self, inputs):
+        found = inputs if isinstance(inputs, list | tuple) else [inputs]
+        if len(found) != len(self._others):
+            raise ValueError(
+                f"The stream reads the inputs {self._others}: give a list of them, or a dict. "
+                f"Received: {len(found)} inputs"
+            )
+        return dict(zip(self._others, found, strict=True))
 
     def _zeros(self, name, batch):
         spec = self._specs[name]

@@ -13,6 +13,8 @@ from keras import ops
 
 IGNORED = {"name", "trainable", "seed", "dropout", "rate", "build_config", "compile_config"}
 IGNORED_ENDINGS = ("initializer", "regularizer", "constraint")
+REFERENCES = {"keras_history", "input_layers", "output_layers"}
+"""Entries of a configuration that name layers."""
 
 
 def fingerprint(model: keras.Model) -> dict[str, str]:
@@ -53,17 +55,17 @@ def _names(config: Any) -> Iterator[str]:
             yield from _names(value)
 
 
-def _without_names(config: Any, numbers: dict[str, str]) -> Any:
+def _without_names(config: Any, numbers: dict[str, str], refers: bool = False) -> Any:
     """Return a configuration with numbers for names, and without what only acts in training."""
     if isinstance(config, dict):
         return {
-            key: _without_names(value, numbers)
+            key: _without_names(value, numbers, refers or key in REFERENCES)
             for key, value in config.items()
             if key not in IGNORED and not key.endswith(IGNORED_ENDINGS)
         }
     if isinstance(config, (list, tuple)):
-        return [_without_names(value, numbers) for value in config]
-    return numbers.get(config, config) if isinstance(config, str) else config
+        return [_without_names(value, numbers, refers) for value in config]
+    return numbers.get(config, config) if refers and isinstance(config, str) else config
 
 
 def weights_digest(model: keras.Model) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Callable, Collection
 from typing import Any
@@ -11,6 +12,8 @@ from keras import ops
 
 from keras_cosattn import probe
 from keras_cosattn.streaming import Streaming
+
+INT32 = np.iinfo("int32")
 
 Tensor = Any
 Sampler = Callable[[Tensor], Tensor]
@@ -49,8 +52,8 @@ def generate(
         ended before.
 
     Raises:
-        ValueError: If an argument has the wrong type or shape, a prompt has no tokens, or the
-            stream is full.
+        ValueError: If an argument has the wrong type or shape, a prompt has no tokens, the
+            sampler returns something else than one token for each example, or the stream is full.
 
     Example:
     >>> ids = keras.Input((None,), dtype="int32")
@@ -74,8 +77,7 @@ def generate(
     found: list[np.ndarray] = []
     ended = np.zeros(len(tokens), "bool")
     while len(found) < max_new_tokens and not ended.all():
-        chosen = ops.convert_to_numpy(choose(logits)).astype(tokens.dtype)
-        chosen = np.where(ended, pad_token_id, chosen)
+        chosen = np.where(ended, pad_token_id, _checked_choice(choose(logits), tokens))
         found.append(chosen)
         ended |= np.isin(chosen, list(stop_token_ids))
         if len(found) < max_new_tokens and not ended.all():
@@ -93,7 +95,10 @@ def _check_numbers(max_new_tokens, stop_token_ids):
             "`max_new_tokens` must be an integer of at least 0. "
             f"Received: max_new_tokens={max_new_tokens!r}"
         )
-    if not isinstance(stop_token_ids, Collection):
+    integers = isinstance(stop_token_ids, Collection) and all(
+        isinstance(token, numbers.Integral) for token in stop_token_ids
+    )
+    if not integers:
         raise ValueError(
             "`stop_token_ids` must be integers in a list or another collection. "
             f"Received: stop_token_ids={stop_token_ids!r}"
@@ -107,6 +112,10 @@ def _checked_prompt(prompt, prompt_mask):
         raise ValueError(
             "`prompt` must be integers of shape (batch, steps). Received: shape "
             f"{tokens.shape}, dtype {tokens.dtype}"
+        )
+    if tokens.max(initial=0) > INT32.max or tokens.min(initial=0) < INT32.min:
+        raise ValueError(
+            f"`prompt` must have tokens within int32. Received: {tokens.min()} to {tokens.max()}"
         )
     mask = np.ones(tokens.shape, "bool")
     if prompt_mask is not None:
@@ -125,9 +134,35 @@ def _checked_prompt(prompt, prompt_mask):
     return tokens.astype("int32"), mask
 
 
+def _checked_choice(chosen, tokens):
+    """Return what a sampler chose as an array. Raise ValueError unless it is a token for each."""
+    found = ops.convert_to_numpy(chosen)
+    if found.shape != (len(tokens),) or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(
+            f"`sampler` must return integers of shape ({len(tokens)},), the next token of each "
+            f"example. Received: shape {found.shape}, dtype {found.dtype}"
+        )
+    return found.astype(tokens.dtype)
+
+
 def _chooser(sampler: Any) -> Sampler:
     if sampler is None:
         return lambda logits: ops.argmax(logits, axis=-1)
-    if not hasattr(sampler, "get_next_token"):
-        return sampler
-    return lambda logits: sampler.get_next_token(sampler.compute_probabilities(logits))
+    if hasattr(sampler, "get_next_token"):
+        return functools.partial(_of_keras_hub, sampler)
+    if not callable(sampler):
+        raise ValueError(
+            "`sampler` must be a function from logits to tokens, or an object of "
+            f"`keras_hub.samplers`. Received: sampler={sampler!r}"
+        )
+    return sampler
+
+
+def _of_keras_hub(sampler, logits):
+    try:
+        return sampler.get_next_token(sampler.compute_probabilities(logits))
+    except NotImplementedError as error:
+        raise ValueError(
+            "`sampler` must choose one token at a time, such as TopKSampler. "
+            f"Received: sampler={sampler!r}"
+        ) from error

@@ -34,7 +34,8 @@ class Stream:
     A state is a dict of tensors whose first axis is the batch. Every state starts as zeros. The
     name of a tensor consists of the class of its layer, the rank of the call among the calls of
     that class, and a name that the layer chooses, for example `"linear_attention_0_sums"`. So the
-    same architecture always has the same names.
+    same architecture always has the same names. In a stream that keeps means, `sums` are called
+    `means`, so that it takes no state of sums.
 
     Args:
         state: dict of tensors, the state before the call. `None` is zeros.
@@ -93,12 +94,12 @@ class Stream:
         if limit is not None:
             self.limits[f"{slot}_position"] = limit
         dtypes = {name: _wide(dtype, layer) for name, (_, dtype) in spec.items()}
-        self._dtypes.update({f"{slot}_{name}": dtype for name, dtype in dtypes.items()})
+        self._dtypes.update({self._key(slot, name): dtype for name, dtype in dtypes.items()})
         if self.state is None:
             return slot, {
                 name: ops.zeros((batch, *shape), dtypes[name]) for name, (shape, _) in spec.items()
             }
-        return slot, {name: self.state[f"{slot}_{name}"] for name in spec}
+        return slot, {name: self.state[self._key(slot, name)] for name in spec}
 
     def write(self, slot: str, state: Mapping[str, Tensor]) -> None:
         """Keep the layer's state after the call, in the dtypes that `read` was given.
@@ -108,8 +109,11 @@ class Stream:
             state: dict with a tensor for each name that `read` was given.
         """
         for name, value in state.items():
-            key = f"{slot}_{name}"
+            key = self._key(slot, name)
             self.next_state[key] = ops.cast(value, self._dtypes[key])
+
+    def _key(self, slot, name):
+        return f"{slot}_{'means' if self.means and name == 'sums' else name}"
 
 
 def _wide(dtype: str, layer: keras.layers.Layer) -> str:

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_cosattn import limits
+from keras_cosattn.ops import arrays
 from keras_cosattn.scope import Stream
 
 Tensor = Any
@@ -66,6 +67,31 @@ def checked_mask(mask: Tensor, batch: int | None, steps: int | None) -> Tensor:
             f"Received: mask.shape={tuple(mask.shape)}"
         )
     return mask
+
+
+def checked_examples(examples: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """Return `examples` as booleans. Raises ValueError unless there is one for each of a state."""
+    examples = ops.cast(examples, "bool")
+    batch = next((x.shape[0] for x in state.values()), None)
+    fits = batch is None or tuple(examples.shape) in ((batch,), (None,))
+    if len(examples.shape) != 1 or not fits:
+        raise ValueError(
+            f"`examples` must have a boolean for each of {batch} examples. "
+            f"Received: examples.shape={tuple(examples.shape)}"
+        )
+    return examples
+
+
+def zero_masked(inputs: Any, mask: Tensor) -> Any:
+    """Return inputs with zeros where `mask (b, t)` is `False`; what is not numeric as it is."""
+
+    def of_tensor(x):
+        x = ops.convert_to_tensor(x)
+        if keras.backend.standardize_dtype(x.dtype) == "string" or len(x.shape) < 2:
+            return x
+        return arrays.zero_masked(x, mask)
+
+    return keras.tree.map_structure(of_tensor, inputs)
 
 
 def check_model(saved: Mapping[str, str], model: Mapping[str, str], name: str, path: Any) -> None:

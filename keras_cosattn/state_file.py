@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pathlib
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -36,14 +38,18 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
 
     Raises:
         ValueError: If the file is damaged or of another kind.
+        OSError: If it cannot be read.
     """
+    content = io.BytesIO(pathlib.Path(path).read_bytes())
     try:
-        with np.load(path) as file:
+        with np.load(content) as file:
             arrays = {name: file[name] for name in file.files}
         for name in json.loads(str(arrays.pop(BFLOAT16))):
             arrays[name] = arrays[name].view("bfloat16")  # Keras makes it known to NumPy
         return arrays, json.loads(str(arrays.pop(MODEL)))
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, TypeError) as error:
+    except (
+        zipfile.BadZipFile, ValueError, EOFError, KeyError, TypeError, OSError, RuntimeError,
+    ) as error:  # fmt: skip
         raise ValueError(
             f"{path} is not a state that `save` wrote, or it is damaged, or from an older version "
             "of this package, whose states have another content."

@@ -41,7 +41,8 @@ class Streaming:
     `use_causal_mask=True`), `TransformerDecoder`, `CausalConv1D`, `CausalDepthwiseConv1D`,
     `PositionEmbedding`, `Sinusoidal` and `RunningMean` do. Layers that treat each step alone
     (dense layers, norms, embeddings, activations) need nothing. The constructor checks this: it
-    runs the model on a random input whole and in pieces.
+    runs the model on 12 random steps whole and in pieces. So it does not find a layer that looks
+    further back without a state, such as `keras.layers.Conv1D` with a large `dilation_rate`.
 
     A state is full after `max_steps` steps. One more step raises a ValueError, also while
     `tf.function` traces if the number is known; a TensorFlow graph has an assertion. XLA and
@@ -177,12 +178,15 @@ class Streaming:
         Args:
             state: A state of b examples.
             examples: Boolean `(b,)`, `True` for the examples to reset. Defaults to `None`, all.
+
+        Raises:
+            ValueError: If the state is of another model, or `examples` has another shape.
         """
         state_checks.check_state(state, self.state_spec, self.model.name)
         constants = {name: x for name, x in state.items() if name in self._constant_names}
         if examples is None:
             return {name: ops.zeros_like(x) for name, x in state.items()} | constants
-        kept = ops.expand_dims(ops.logical_not(ops.cast(examples, "bool")), 1)
+        kept = ops.expand_dims(ops.logical_not(state_checks.checked_examples(examples, state)), 1)
         return {
             name: arrays.zero_masked(ops.expand_dims(x, 1), kept)[:, 0] for name, x in state.items()
         } | constants
@@ -232,7 +236,7 @@ class Streaming:
     def _next_steps(self, inputs, state, mask=None):
         """Return the outputs for the next steps and the new state."""
         if mask is not None:
-            inputs = keras.tree.map_structure(lambda x: _zero_masked(x, mask), inputs)
+            inputs = state_checks.zero_masked(inputs, mask)
         outputs, stream = self._call_in_stream(inputs, state, mask)
         return outputs, stream.next_state
 
@@ -290,11 +294,3 @@ class Streaming:
             self._next_steps,
             self._step if compile_first else self._next_steps,
         )
-
-
-def _zero_masked(x: Tensor, mask: Tensor) -> Tensor:
-    """Return `x` with zeros where `mask (b, t)` is `False`; what is not numeric as it is."""
-    x = ops.convert_to_tensor(x)
-    if keras.backend.standardize_dtype(x.dtype) == "string" or len(x.shape) < 2:
-        return x
-    return arrays.zero_masked(x, mask)

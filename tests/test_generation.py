@@ -80,6 +80,13 @@ def test_a_sampler_chooses(model, stream):
     [
         ([1, 2], {}, r"integers of shape \(batch, steps\).*\(2,\)"),
         ([[1.0, 2.0]], {}, "must be integers.*float64"),
+        ([[1, 2**32 + 1]], {}, "tokens within int32. Received: 1 to 4294967297"),
+        ([[1, 2]], {"sampler": "greedy"}, "`sampler` must be a function .*='greedy'"),
+        (
+            [[1, 2]],
+            {"sampler": lambda logits: keras.ops.argmax(logits[:, None], axis=-1)},
+            r"`sampler` must return integers of shape \(1,\).* Received: shape \(1, 1\)",
+        ),
         ([[1, 2]], {"prompt_mask": [[True]]}, r"shape of the prompt, \(1, 2\).*\(1, 1\)"),
         (
             [[1, 2], [3, 4]],
@@ -99,6 +106,7 @@ def test_wrong_prompts_are_named(prompt, options, message, stream):
         (-1, (), "`max_new_tokens` must be an integer of at least 0.*=-1"),
         (2.5, (), "`max_new_tokens` must be an integer of at least 0.*=2.5"),
         (3, 7, "`stop_token_ids` must be integers in a list.*=7"),
+        (3, "5", "`stop_token_ids` must be integers in a list.*='5'"),
     ],
 )
 def test_wrong_numbers_are_named(number, stops, message, stream):

@@ -13,6 +13,7 @@ from variants import inputs
 from keras_cosattn import (
     CausalConv1D,
     CausalDepthwiseConv1D,
+    CompressiveMemoryAttention,
     CosFormerAttention,
     LinearAttention,
     PositionEmbedding,
@@ -137,6 +138,21 @@ def test_one_example_can_be_reset_alone_even_from_nan(model, stream, rng):
         assert not np.any(np.asarray(value))
 
 
+@pytest.mark.parametrize("examples", [[True], [1, 0, 1], [[True], [False]]])
+def test_a_reset_of_other_examples_is_refused(examples, stream):
+    with pytest.raises(ValueError, match=r"`examples` must have a boolean for each of 2 examples"):
+        stream.reset(stream.initial_state(2), examples)
+
+
+def test_a_stream_of_means_takes_no_state_of_sums():
+    x = keras.Input((None, CHANNELS))
+    y = CompressiveMemoryAttention(2, 3, segment_length=2)(x, x, use_causal_mask=True)
+    model = keras.Model(x, y)
+    sums, means = Streaming(model), Streaming(model, means=True)
+    with pytest.raises(ValueError, match=r"This is not a state .*_0_means.*_0_sums"):
+        means(np.zeros((1, 1, CHANNELS), "float32"), sums.initial_state(1))
+
+
 def test_state_is_saved_and_restored_midstream(model, stream, rng, tmp_path):
     x = inputs(rng, 2, 20, CHANNELS)
     _, state = stream(x[:, :9], stream.initial_state(2))
@@ -150,7 +166,10 @@ def test_a_damaged_or_foreign_state_is_refused(stream, tmp_path):
     path = tmp_path / "state.npz"
     stream.save(stream.initial_state(1), path)
     whole = path.read_bytes()
-    for damaged in (b"", b"junk", whole[: len(whole) // 2]):
+    compression = whole.index(b"PK\x01\x02") + 10  # of the first entry of the table of contents
+    encrypted = whole.index(b"PK\x01\x02") + 8
+    changed = [whole[:i] + b"\x01" + whole[i + 1 :] for i in (compression, encrypted)]
+    for damaged in (b"", b"junk", whole[: len(whole) // 2], *changed):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"damaged"):
             stream.load(path)
@@ -352,6 +371,19 @@ def test_a_state_belongs_to_its_weights(rng, tmp_path):
         Streaming(sigmoid).load(path)
 
 
+def test_a_layer_that_is_named_as_its_setting_has_one(tmp_path):
+    def build(activation):
+        x = keras.Input((None, CHANNELS))
+        return keras.Model(
+            x, RunningMean()(keras.layers.Activation(activation, name=activation)(x))
+        )
+
+    stream, path = Streaming(build("relu")), tmp_path / "state.npz"
+    stream.save(stream.initial_state(1), path)
+    with pytest.raises(ValueError, match="another architecture"):
+        Streaming(build("tanh")).load(path)
+
+
 def test_names_and_dropout_do_not_matter_to_a_state(tmp_path):
     def build(rate, name):
         x = keras.Input((None, CHANNELS))
@@ -472,6 +504,20 @@ def test_a_decoder_with_an_encoder_streams(attention, rng):
         assert_close(again, whole, 1e-5)
     with pytest.raises(ValueError, match=r"must have a value for each of \['encoded'\]"):
         stream.initial_state(2)
+
+
+def test_a_stream_of_two_inputs_takes_a_list_or_a_dict_beside_constants(rng):
+    x, y, encoded = (keras.Input((None, CHANNELS), name=name) for name in ("x", "y", "encoded"))
+    # An encoder's outputs are not a cache, so softmax needs no `max_length` here.
+    mixed = SoftmaxAttention(2, 3)(x + y, encoded)
+    model = keras.Model([x, y, encoded], RunningMean()(mixed))
+    data = [inputs(rng, 2, steps, CHANNELS) for steps in (4, 4, 5)]
+    stream = Streaming(model, data, constants=["encoded"])
+    state = stream.initial_state(2, {"encoded": data[2]})
+    for given in (data[:2], {"x": data[0], "y": data[1]}):
+        assert_close(stream(given, state)[0], model(data), EXACT)
+    with pytest.raises(ValueError, match=r"reads the inputs \['x', 'y'\].* Received: 1 inputs"):
+        stream(data[0], state)
 
 
 def test_cross_attention_that_counts_queries_does_not_stream(rng):

@@ -34,10 +34,11 @@ def check_use(layer: Any, layout: CallLayout, return_attention_scores: bool) -> 
     stream = scope.current()
     if stream is None:
         return
+    reads_constants = attends_to_constants(stream, layout.causal)
     reasons = {
         "it looks ahead: it is called without `use_causal_mask=True`. (If it attends to an "
         "encoder, name the encoder's inputs in `Streaming(model, constants=...)`)": (
-            not layout.causal and not attends_to_constants(stream, layout.causal)
+            not layout.causal and not reads_constants
         ),
         "`attention_mask` would have to cover the past": layout.attention_mask is not None,
         "`segment_ids` are not needed: reset the stream instead": layout.segments is not None,
@@ -46,7 +47,8 @@ def check_use(layer: Any, layout: CallLayout, return_attention_scores: bool) -> 
     for reason, holds in reasons.items():
         if holds:
             raise ValueError(f"{layer.path} ({type(layer).__name__}) cannot stream: {reason}.")
-    refuse(layer, "stream")
+    if not reads_constants:
+        refuse(layer, "stream")
 
 
 def check_query_key_norm(layer: Any) -> None:
