@@ -169,6 +169,16 @@ def test_wrong_arguments_are_named(make, message):
         make()
 
 
+def test_lightning_decays_as_alibi_does_where_heads_are_no_power_of_two(rng):
+    slopes = [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]  # Press et al., 2022, for 6 heads
+    x = inputs(rng, 1, 9, 6)
+    named = RetentionAttention(6, 2, decay="lightning")
+    given = RetentionAttention(6, 2, decay=np.exp(np.negative(slopes)))
+    found, _ = (layer(x, x, use_causal_mask=True) for layer in (named, given))
+    given.set_weights(named.get_weights())
+    assert_close(found, given(x, x, use_causal_mask=True), 1e-6)
+
+
 def test_retention_without_position_has_no_counter(rng):
     x = keras.Input((None, 6))
     for position, count in ((None, 0), (Rotary(), 1)):

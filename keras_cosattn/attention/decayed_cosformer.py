@@ -30,6 +30,9 @@ class DecayedCosFormerAttention(DecayedAttention):
     be any: the weight is a wave of period 2 M that fades with `gamma = exp(-exp(w))`, w learned
     for each key head. `cos^2(x/2) = (1 + cos x)/2` is a product of 3 d features, so the past is a
     sum of constant size. This combination is of this package, not of a paper.
+    In float32 the cosine of a weight at the distance M is about 1e-7 and not 0. A step whose other
+    weights are all 0, which happens with few features and a short horizon, then gets what rounding
+    decides.
 
     Both directions, causal, packed; streams without end. With chunks of C steps it takes
     O(t (C (d + e) + d e)) time for each head. A streamed step takes O(d e) time, and the float32

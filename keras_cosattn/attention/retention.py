@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_cosattn.attention.decayed import DecayedAttention
 from keras_cosattn.positions import Rotary
+from keras_cosattn.positions.alibi import slopes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 SCHEDULES = {
     "retnet": lambda h: np.log1p(-(2.0 ** (-5.0 - np.arange(h)))),
-    "lightning": lambda h: -(2.0 ** (-8.0 * np.arange(1, h + 1) / h)),
+    "lightning": lambda h: -slopes(h),
 }
 """Name of a schedule -> function of the number of heads that returns the log decay of each."""
 
@@ -44,9 +45,10 @@ class RetentionAttention(DecayedAttention):
     Args:
         num_heads: Integer, h, the number of query heads.
         key_dim: Integer, d, the size of a query or key head.
-        decay: gamma. `"retnet"`, `1 - 2^(-5-i)` for head i; `"lightning"`, `exp(-2^(-8(i+1)/h))`,
-            the slopes of ALiBi, as in Lightning Attention and TransNormer; or a sequence of one
-            number above 0 and up to 1 for each key head. Defaults to `"retnet"`.
+        decay: gamma. `"retnet"`, `1 - 2^(-5-i)` for head i; `"lightning"`, `exp(-slope)` with the
+            slopes of ALiBi, `2^(-8(i+1)/h)` if h is a power of two, as in Lightning Attention and
+            TransNormer; or a sequence of one number above 0 and up to 1 for each key head. Defaults
+            to `"retnet"`.
         use_output_gate: Boolean, whether the outputs are gated. Defaults to `True`.
         conv_size: Integer, the number of steps of a short causal convolution of queries, keys and
             values. Defaults to `None`, none.
