@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_cosattn import scope, state_checks
+from keras_cosattn import limits, scope
 from keras_cosattn.streaming import Streaming
 
 Tensor = Any
@@ -35,8 +35,8 @@ class CarriedState(keras.Model):
 
     Args:
         model: What `Streaming` takes, functional or sequential.
-        batch_size: int, the number of streams. Every batch must have this size: use
-            `shuffle=False`, and no smaller batch at the end.
+        batch_size: int, the number of streams. Every batch must have this size, any other is an
+            error: use `shuffle=False`, and no smaller batch at the end.
         **kwargs: As for `keras.Model`, such as `name`.
 
     Reference:
@@ -58,7 +58,7 @@ class CarriedState(keras.Model):
     """
 
     def __init__(self, model: keras.Model, batch_size: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.model, self.batch_size = model, batch_size
         spec = Streaming(model).state_spec
         self.carried = self._zeros(spec)
@@ -66,20 +66,18 @@ class CarriedState(keras.Model):
         self.built = True
 
     def call(self, inputs: Nest, training: bool | None = None) -> Nest:
-        b = keras.tree.flatten(inputs)[0].shape[0]
-        if b not in (None, self.batch_size):
-            raise ValueError(
-                f"'{self.name}' carries the state of {self.batch_size} streams, so every batch "
-                f"must have {self.batch_size} examples. Received: a batch of {b}. Give `fit` "
-                f"batches of that size in the order of time, with `shuffle=False`."
-            )
+        inputs = limits.check_batch(
+            inputs,
+            self.batch_size,
+            f"'{self.name}' carries the state of {self.batch_size} streams, so every batch must "
+            f"have {self.batch_size} examples",
+            "Give batches of that size in the order of time, and `fit` also `shuffle=False`.",
+        )
         carried = self.carried if training else self.carried_in_evaluation
         state = {name: ops.convert_to_tensor(x) for name, x in carried.items()}
         with scope.opened(scope.Stream(state)) as stream:
             outputs = self.model(inputs, training=training)
-        outputs, state = state_checks.check_end(
-            outputs, stream.next_state, stream.limits, self.name
-        )
+        outputs, state = limits.check_end(outputs, stream.next_state, stream.limits, self.name)
         for name, x in state.items():
             carried[name].assign(ops.stop_gradient(x))
         return outputs

@@ -1,10 +1,10 @@
-"""Check the number of valid steps against the limit of a layer."""
+"""Check the number of valid steps against the limit of a layer, and that of examples."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -61,6 +61,70 @@ def check_count(x: Any, count: Any, limit: int, name: str, what: str, advice: st
     return x
 
 
+def check_batch(x: Any, batch_size: Any, what: str, advice: str) -> Any:
+    """Return `x`, after a check that it has `batch_size` examples.
+
+    A TensorFlow graph that does not know both numbers compares them when it runs, before an
+    optimizer changes the weights. XLA does so only if `batch_size` is an integer.
+
+    Args:
+        x: Tensor `(b, ...)` or a nest of such tensors.
+        batch_size: Integer, or a scalar tensor of a graph.
+        what: String, a sentence without its stop that says what b must be.
+        advice: String, a sentence that says what to do instead.
+
+    Returns:
+        `x`. In a TensorFlow graph, its copy that depends on the check.
+
+    Raises:
+        ValueError: If both numbers are known and differ.
+    """
+    first = keras.tree.flatten(x)[0]
+    b, known = first.shape[0], isinstance(batch_size, (int, np.integer))
+    if known and isinstance(b, int):
+        if b != batch_size:
+            raise ValueError(f"{what}. Received: a batch of {b}. {advice}")
+        return x
+    if keras.backend.backend() != "tensorflow":
+        return x
+    if known:
+        return _of_batch(x, batch_size)
+    b = ops.shape(first)[0]
+    return _after_assertion(
+        x, ops.equal(b, batch_size), f"{what}. {advice} Received: a batch of", b
+    )
+
+
+def check_end(
+    outputs: Any, state: dict[str, Any], maxima: Mapping[str, int], name: str
+) -> tuple[Any, dict[str, Any]]:
+    """Return the outputs and the new state of a call, if no layer's state is full.
+
+    Args:
+        outputs: of the call.
+        state: after the call.
+        maxima: dict of the name of a state tensor that counts steps, to the largest number of
+            steps that its layer can hold.
+        name: the name of the model or layer, for the message.
+
+    Raises:
+        ValueError: If a layer has received more steps than it can hold. In TensorFlow graphs this
+            is an assertion on which the outputs depend; see `check_steps`.
+    """
+    result, counts = (outputs, state), state
+    for count, limit in maxima.items():
+        result = check_steps(
+            result,
+            counts[count],
+            limit,
+            f"The stream of '{name}' is full",
+            f"`{count}` counts the steps. Build the layer with a larger `max_length`, use a layer "
+            "whose streams have no end, such as CosFormerAttention(horizon=...), or start again "
+            "from a new state.",
+        )
+    return result
+
+
 @contextlib.contextmanager
 def recorded() -> Iterator[list[tuple[int, int | None]]]:
     """Record the limits of all layers that are called in the context.
@@ -108,6 +172,21 @@ def _assert_in_graph(x: Any, longest: Any, limit: int, message: str) -> Any:
     if not tf.is_tensor(longest):  # a symbolic call: there is no graph yet
         return x
     longest = tf.cast(longest, "int32")  # Assert prints int32 and strings without a branch
-    check = tf.debugging.Assert(tf.reduce_all(longest <= limit), [message, longest])
+    return _after_assertion(x, tf.reduce_all(longest <= limit), message, longest)
+
+
+def _after_assertion(x: Any, condition: Any, message: str, value: Any) -> Any:
+    import tensorflow as tf
+
+    check = tf.debugging.Assert(condition, [message, value])
     with tf.control_dependencies([check]):
         return keras.tree.map_structure(tf.identity, x)
+
+
+def _of_batch(x: Any, batch_size: int) -> Any:
+    import tensorflow as tf
+
+    name = f"every_batch_must_have_{batch_size}_examples"  # the error has it
+    return keras.tree.map_structure(
+        lambda part: tf.ensure_shape(part, (batch_size, *part.shape[1:]), name), x
+    )

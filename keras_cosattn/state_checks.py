@@ -1,4 +1,4 @@
-"""Checks of a stream's state: its tensors, its batch size, and the end of the stream."""
+"""Checks of a stream's state: its tensors, its batch size and its model."""
 
 from __future__ import annotations
 
@@ -52,6 +52,16 @@ def check_state(
             f"The state is for {sorted(sizes)} examples. Received: inputs with {batch_size}. "
             "Use `initial_state` with the size of the batch."
         )
+
+
+def with_batch_of(state: Mapping[str, Tensor], inputs: Any) -> Any:
+    """Return inputs after a check that they have as many examples as a state."""
+    tensor = next(iter(state.values()), None)
+    if tensor is None:
+        return inputs
+    size = ops.shape(tensor)[0] if tensor.shape[0] is None else tensor.shape[0]
+    what = "The inputs must have as many examples as the state"
+    return limits.check_batch(inputs, size, what, "Use `initial_state` with the size of the batch.")
 
 
 def checked_mask(mask: Tensor, batch: int | None, steps: int | None) -> Tensor:
@@ -109,33 +119,3 @@ def constant_part(stream: Stream) -> dict[str, Tensor]:
     """Return the tensors of a stream's new state that are the same at every step."""
     prefixes = tuple(f"{slot}_" for slot in stream.constant_slots)
     return {name: x for name, x in stream.next_state.items() if name.startswith(prefixes)}
-
-
-def check_end(
-    outputs: Any, state: dict[str, Tensor], maxima: Mapping[str, int], model_name: str
-) -> tuple[Any, dict[str, Tensor]]:
-    """Return the outputs and the new state of a call, if no layer's state is full.
-
-    Args:
-        outputs: of the call.
-        state: after the call.
-        maxima: dict of the name of a state tensor that counts steps, to the largest number of
-            steps that its layer can hold.
-        model_name: for the message.
-
-    Raises:
-        ValueError: If a layer has received more steps than it can hold. In TensorFlow graphs this
-            is an assertion on which the outputs depend; see `limits.check_steps`.
-    """
-    result, counts = (outputs, state), state
-    for name, limit in maxima.items():
-        result = limits.check_steps(
-            result,
-            counts[name],
-            limit,
-            f"The stream of '{model_name}' is full",
-            f"`{name}` counts the steps. Build the layer with a larger `max_length`, use a layer "
-            "whose streams have no end, such as CosFormerAttention(horizon=...), or start again "
-            "from a new state.",
-        )
-    return result

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cosattn import fingerprint, probe, scope, state_checks, state_file, stream_check
+from keras_cosattn import fingerprint, limits, probe, scope, state_checks, state_file, stream_check
 from keras_cosattn.compact_state import CompactState, StateDtype
 from keras_cosattn.compiled_step import CompiledStep
 from keras_cosattn.constant_inputs import ConstantInputs
@@ -146,12 +146,13 @@ class Streaming:
         first = keras.tree.flatten(inputs)[0]
         b, t = first.shape[:2]
         state_checks.check_state(state, self.state_spec, self.model.name, b)
+        inputs = state_checks.with_batch_of(state, inputs)
         if t == 0:
             return self._no_steps(inputs, state), dict(state)
         if mask is not None:
             mask = state_checks.checked_mask(mask, b, t)
         outputs, new = self._step(inputs, dict(state), mask)
-        return state_checks.check_end(outputs, new, self._limits, self.model.name)
+        return limits.check_end(outputs, new, self._limits, self.model.name)
 
     def initial_state(
         self, batch_size: int, constants: Mapping[str, Tensor] | None = None

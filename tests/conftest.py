@@ -34,6 +34,15 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def mixed_bfloat16():
+    """The policy of layers that are given none."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
 def pytest_runtest_setup(item):
     """Weights and dropout are drawn alike each time, also for a test that is run alone."""
     keras.utils.set_random_seed(0)

@@ -124,6 +124,24 @@ def test_another_batch_size_is_refused(rng):
         CarriedState(model_of(SoftmaxAttention(2, 3)), BATCH)
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_smaller_batch_at_the_end_is_refused(jit, rng):
+    carried, x = CarriedState(small_model(), BATCH), inputs(rng, BATCH + 1, STEPS, 2)
+    carried.compile("sgd", "mse", jit_compile=jit)
+    message = "must_have_4_examples" if BACKEND == "tensorflow" else "Received: a batch of 1"
+    with pytest.raises(Exception, match=message):
+        carried.predict(x, batch_size=BATCH, verbose=0)
+    with pytest.raises(Exception, match=message):
+        carried.fit(x, x[..., :1], batch_size=BATCH, shuffle=False, verbose=0)
+
+
+def test_inputs_reach_the_model_in_their_own_dtype(rng, mixed_bfloat16):
+    x = keras.Input((None, 2))
+    y = keras.layers.Normalization(mean=[1000.0] * 2, variance=[1.0] * 2, dtype="float32")(x)
+    model, x = keras.Model(x, RunningMean(dtype="float32")(y)), 1000 + inputs(rng, 1, STEPS, 2)
+    assert_close(CarriedState(model, 1)(x), model(x), 1e-6)
+
+
 def small_model(limit=100):
     x = keras.Input((None, 2))
     return keras.Model(x, keras.layers.Dense(1)(PositionEmbedding(limit)(RunningMean()(x))))

@@ -52,8 +52,19 @@ def test_perplexity_is_that_of_the_formula(pair, text, rng):
         expected = textbook_perplexity(pair[0], x, y, mask if counts is not None else mask >= 0)
         found = perplexity(pair[0], x, y, mask=counts, batch_size=2)
         assert found == pytest.approx(expected, rel=1e-5)
+    ignored = np.where(mask, y, -100)
+    assert perplexity(pair[0], x, ignored, mask=mask) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match=r"No token of `y` counts. Received: y of shape \(3, 13\)"):
         perplexity(pair[0], x, y, mask=np.zeros(y.shape))
+
+
+def test_perplexity_reads_inputs_in_their_own_dtype(rng, mixed_bfloat16):
+    x = keras.Input((None, 1))
+    z = keras.layers.Normalization(mean=1000.0, variance=1.0, dtype="float32")(x)
+    model = keras.Model(x, keras.layers.Dense(3, dtype="float32")(z))
+    x, y = 1000 + inputs(rng, 2, 5, 1), rng.integers(0, 3, (2, 5))
+    expected = textbook_perplexity(model, x, y, y >= 0)
+    assert perplexity(model, x, y) == pytest.approx(expected, rel=1e-5)
 
 
 TASK = Passkey(filler=[1, 2], before=[3], after=[4], question=[5, 3], keys=[[6, 7], [8, 9]])

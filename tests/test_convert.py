@@ -162,7 +162,10 @@ def test_each_path_of_a_routed_layer_keeps_the_projections(rng):
     y = TransformerEncoder(12, attention=SoftmaxAttention(2, 4))(y)
     model, data = with_random_weights(keras.Model(x, y)), inputs(rng, 2, 9, 8)
     routed = RoutedAttention([SoftmaxAttention(2, 4), SoftmaxAttention(2, 4)])
-    assert_close(replace_attention(model, routed)(data), model(data), EXACT)  # a mean of equals
+    found = replace_attention(model, routed)
+    assert_close(found(data), model(data), EXACT)  # a mean of equals
+    assert_close(replace_attention(found, routed)(data), model(data), EXACT)
+    assert_close(replace_attention(found, SOFTMAX)(data), model(data), EXACT)
 
 
 def test_it_loads_in_a_fresh_process(tmp_path, rng):
@@ -294,4 +297,6 @@ def test_a_subclassed_model(rng, tmp_path):
     linear = replace_attention(model, LinearAttention(1, 1), where=["second"])
     assert kinds(linear)["first"] == "MultiHeadAttention"
     linear.save(tmp_path / "m.keras")
-    assert_close(keras.models.load_model(tmp_path / "m.keras")(data), linear(data), 0)
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert_close(loaded(data), linear(data), 0)
+    assert_close(replace_attention(loaded, SOFTMAX)(data), model(data), EXACT)

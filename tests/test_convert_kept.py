@@ -82,6 +82,51 @@ class InFloat32(Holder):
         self.dense = [keras.layers.Dense(WIDTH, dtype="float32")]
 
 
+def functional():
+    x = keras.Input((None, WIDTH))
+    return keras.Model(x, keras.layers.Dense(WIDTH)(attend()(x, x)))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Deep(Holder):
+    """Keeps its attention in models, and in containers that come into its list later."""
+
+    hold = staticmethod(lambda: [keras.Sequential([InList(), TransformerEncoder(9, num_heads=2)])])
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.kept.append([{"a": functional()}, attend()])
+
+    def call(self, x):
+        first, (second, last) = self.kept
+        x = second["a"](first(x))
+        return self.dense[0](last(x, x))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Shares(Holder):
+    hold = staticmethod(lambda: [functional()])
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.also = self.kept[0].layers[-1]
+
+    def call(self, x):
+        return self.also(self.kept[0](x))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Float32Sum(Holder):
+    hold = staticmethod(lambda: [attend(dtype="mixed_bfloat16")])
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "mixed_bfloat16", "autocast": False})
+
+    def call(self, x):
+        (attention,) = self.kept
+        return x + keras.ops.cast(attention(x, x), "float32")
+
+
 def model_of(layer, **options):
     x = keras.Input((None, WIDTH))
     model = keras.Model(x, layer(x, **options))
@@ -91,7 +136,7 @@ def model_of(layer, **options):
     return model
 
 
-@pytest.mark.parametrize("cls", [InList, SameNames, Twice, InDict])
+@pytest.mark.parametrize("cls", [InList, SameNames, Twice, InDict, Deep])
 @pytest.mark.sample(2)
 def test_a_layer_of_a_user_keeps_all_its_weights(cls, rng, tmp_path):
     model, x = model_of(cls()), inputs(rng, 2, 7, WIDTH)
@@ -106,9 +151,28 @@ def test_a_layer_of_a_user_keeps_all_its_weights(cls, rng, tmp_path):
     assert loaded.count_params() == model.count_params()
 
 
+def test_the_order_of_a_dict_stays(rng):
+    layer = InDict()
+    model, x = model_of(layer), inputs(rng, 2, 7, WIDTH)
+    found = replace_attention(model, SOFTMAX, where=[layer.kept["0"].name])
+    assert_close(found(x), model(x), EXACT)
+
+
 def test_attention_in_a_tuple_is_refused():
     with pytest.raises(ValueError, match=r"`kept.0` of a InTuple, which is in a tuple. Keep it"):
         replace_attention(model_of(InTuple()), SOFTMAX)
+
+
+def test_a_model_inside_that_shares_layers_is_refused():
+    with pytest.raises(ValueError, match=r"`kept.0` of a Shares, .* layers that are in other att"):
+        replace_attention(model_of(Shares()), SOFTMAX)
+
+
+def test_a_sum_in_float32_stays(rng):
+    model, x = model_of(Float32Sum()), inputs(rng, 2, 7, WIDTH)
+    found = replace_attention(model, SOFTMAX)(x)
+    assert keras.backend.standardize_dtype(found.dtype) == "float32"
+    assert_close(found, model(x), 5e-2)  # bfloat16 keeps 8 bits
 
 
 def test_a_layer_that_makes_other_weights_is_refused(monkeypatch):
@@ -162,6 +226,10 @@ def test_what_is_frozen_stays_frozen(attention):
     kept = len(model.trainable_weights)
     assert kept == 10
     assert len(replace_attention(model, attention).trainable_weights) == kept
+    x, grouped = keras.Input((None, WIDTH)), keras.layers.GroupQueryAttention(2, 4, 1)
+    model = keras.Model(x, grouped(x, x))
+    grouped._query_dense.trainable = False
+    assert len(replace_attention(model, attention).trainable_weights) == 6
 
 
 def test_a_block_gets_random_features_of_its_own():
@@ -210,6 +278,45 @@ def test_a_model_is_compiled_as_before_and_a_teacher_is_not(rng):
     transfer(model, found, data, train="attention", verbose=0)
 
 
+class Scaled(keras.losses.Loss):
+    """A loss and, below, a metric that do not say their scale in `get_config`."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def call(self, y, y_pred):
+        return self.scale * own_loss(y, y_pred)
+
+
+class ScaledMetric(OwnMetric):
+    def __init__(self, scale):
+        super().__init__("own")
+        self.scale = scale
+
+
+def test_a_loss_stays_and_a_metric_that_cannot_be_made_again_is_named(rng):
+    x, data = keras.Input((None, WIDTH)), inputs(rng, 4, 7, WIDTH)
+    model = keras.Model(x, attend()(x, x))
+    model.compile("sgd", Scaled(10.0))
+    expected = model.evaluate(data, data, verbose=0)
+    found = replace_attention(model, SOFTMAX).evaluate(data, data, verbose=0)
+    assert found == pytest.approx(expected, rel=EXACT)
+    model.compile("sgd", "mse", metrics=[ScaledMetric(10.0)])
+    with pytest.raises(ValueError, match=r"'own' \(ScaledMetric\) cannot .* TypeError"):
+        replace_attention(model, SOFTMAX)
+
+
+def test_an_input_that_may_be_left_out_stays_so(rng):
+    x = keras.Input((None, WIDTH), name="x")
+    mask = keras.Input((None,), dtype="bool", name="mask", optional=True)
+    model = keras.Model([x, mask], attend()(x, x, value_mask=mask))
+    found, data = replace_attention(model, SOFTMAX), inputs(rng, 2, 7, WIDTH)
+    assert_close(found([data, None]), model([data, None]), EXACT)
+    for name in ("x", "mask"):
+        assert found.get_layer(name).get_config() == model.get_layer(name).get_config()
+
+
 def test_a_model_that_trains_in_its_own_way_is_refused():
     class Own(keras.Model):
         def __init__(self):
@@ -245,10 +352,15 @@ def test_layers_with_one_path_have_errors_of_their_own(rng):
 
     x = keras.Input((None, WIDTH))
     model = keras.Model(x, tower("a")(x) + tower("b")(x))
-    errors = attention_errors(
-        model, replace_attention(model, LinearAttention(1, 1)), inputs(rng, 2, 7, WIDTH)
-    )
-    assert list(errors) == ["block/self_attention (0)", "block/self_attention (1)"]
+    linear, x = replace_attention(model, LinearAttention(1, 1)), inputs(rng, 2, 7, WIDTH)
+    errors = attention_errors(model, linear, x)
+    names = [f"block/self_attention ({rank})" for rank in range(2)]
+    assert list(errors) == names
+    for back, rest in (names, reversed(names)):
+        hybrid = replace_attention(linear, SOFTMAX, where=back)
+        assert attention_errors(model, hybrid, x) == {rest: pytest.approx(errors[rest], rel=1e-4)}
+    both = replace_attention(linear, SOFTMAX, where="block/self_attention")
+    assert_close(both(x), model(x), EXACT)
 
 
 @keras.saving.register_keras_serializable("tests")

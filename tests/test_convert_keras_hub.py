@@ -13,6 +13,7 @@ from variants import inputs
 from keras_cosattn import (
     LinearAttention,
     LSHAttention,
+    SoftmaxAttention,
     Streaming,
     WindowedLinearAttention,
     generate,
@@ -110,6 +111,9 @@ def test_a_vision_encoder_of_keras_hub_is_equal_with_softmax(keras_hub, rng):
     assert_close(found(data), model(data), EXACT)
     linear = replace_attention(found, LinearAttention(1, 1))
     assert kinds(linear) == {"self_attention": "LinearAttention"}
+    encoder.encoder_layers[0].mha._query_dense.trainable = encoder.layer_norm.trainable = False
+    trained = len(model.trainable_weights)
+    assert len(replace_attention(model, LinearAttention(1, 1)).trainable_weights) == trained
     encoder.trainable = False
     assert not replace_attention(model, LinearAttention(1, 1)).trainable_weights
 
@@ -222,6 +226,24 @@ def test_a_frozen_backbone_of_keras_hub_stays_frozen(name, where, keras_hub):
     found = replace_attention(model, LinearAttention(1, 1), where)
     assert found.weights
     assert not found.trainable_weights
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma3", "Bert"])
+def test_single_weights_of_keras_hub_stay_frozen(name, keras_hub):
+    model = backbone(keras_hub, name)
+    for weight in model.weights[::3]:
+        weight.trainable = False
+    found = replace_attention(model, SOFTMAX)
+    assert len(found.trainable_weights) == len(model.trainable_weights)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Bert"])
+def test_a_layer_of_keras_hub_that_stays_as_it_was_has_no_error(name, keras_hub, rng):
+    model, (x, _) = backbone(keras_hub, name), tokens(rng, name)
+    found = replace_attention(model, LinearAttention(1, 1), where="transformer_layer_1")
+    assert list(attention_errors(model, found, x)) == ["transformer_layer_1/self_attention"]
+    with pytest.raises(ValueError, match="there is nothing to learn"):
+        attention_errors(model, replace_attention(model, SoftmaxAttention(1, 1)), x)
 
 
 def test_gemma_3_stops_at_the_end_of_its_turn(keras_hub, monkeypatch):

@@ -452,6 +452,18 @@ def test_a_graph_asserts_that_a_stream_is_not_full(rng):
         call(data, state)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="assertions in graphs are TensorFlow's")
+def test_a_graph_asserts_that_inputs_have_the_examples_of_the_state():
+    import tensorflow as tf
+
+    x = keras.Input((None, CHANNELS))
+    stream = Streaming(keras.Model(x, RunningMean()(x)))
+    any_batch = tf.TensorSpec((None, None, CHANNELS))
+    call = tf.function(lambda x: stream(x, stream.initial_state(3))[0], input_signature=[any_batch])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="every_batch_must_have_3_examples"):
+        call(np.ones((1, 4, CHANNELS), "float32"))
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="`compiled` is for XLA")
 def test_a_full_stream_stays_finite_where_nothing_can_be_raised(rng):
     x = keras.Input((None, CHANNELS))

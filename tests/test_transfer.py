@@ -13,6 +13,7 @@ from keras_cosattn import (
     SegmentedAttention,
     SoftmaxAttention,
     TransformerDecoder,
+    TransformerEncoder,
     WindowedLinearAttention,
 )
 from keras_cosattn.convert import attention_errors, replace_attention, transfer
@@ -153,6 +154,78 @@ def test_the_layers_of_a_subclassed_model_learn(rng):
     last = attention_errors(model, found, x)
     assert len(first) == 2
     assert all(error < 0.9 * first[name] for name, error in last.items())
+
+
+def test_a_layer_of_keras_that_stays_as_it_was_is_not_taught(rng):
+    x = keras.Input((None, 8))
+    y = keras.layers.MultiHeadAttention(2, 4, name="first")(x, x, use_causal_mask=True)
+    y = keras.layers.GroupQueryAttention(4, 4, 2, name="second")(y, y, use_causal_mask=True)
+    model, x = keras.Model(x, y), inputs(rng, 2, 12, 8)
+    for name in ("first", "second"):
+        found = replace_attention(model, WINDOWED, where=[name])
+        found.trainable = False  # what is frozen is no other layer
+        assert list(attention_errors(model, found, x)) == [name]
+        found.trainable = True
+        stayed = {path: w for path, w in weights(found).items() if not path.startswith(name)}
+        said = transfer(model, found, x, train="attention", verbose=0)
+        assert set(said.history) == {"loss", "error_0"}
+        for path, w in stayed.items():
+            np.testing.assert_array_equal(weights(found)[path], w)
+
+
+@keras.saving.register_keras_serializable("test_transfer")
+class InDict(keras.Model):
+    """A model of a user, with blocks in a dict."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = {name: TransformerEncoder(8, 2, name=name) for name in ("first", "second")}
+
+    def call(self, x):
+        return self.parts["second"](self.parts["first"](x))
+
+
+@pytest.mark.parametrize("cls", [Subclassed, InDict])
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_each_layer_of_a_users_model_is_compared_with_its_own_teacher(cls, name, rng):
+    model, x = cls(), inputs(rng, 2, 12, 8)
+    model(x)
+    equal = SegmentedAttention(1, 1, 20)  # one segment holds all steps
+    (error,) = attention_errors(model, replace_attention(model, equal, where=[name]), x).values()
+    assert error < 1e-5
+
+
+def test_a_layer_of_two_models_inside_a_model_has_one_error(rng):
+    x, block = keras.Input((None, 8)), TransformerEncoder(8, 2, name="block")
+
+    def tower():
+        x = keras.Input((None, 8))
+        return keras.Model(x, keras.layers.Dense(8)(block(x)))
+
+    model = keras.Model(x, tower()(x) + tower()(x))
+    found = replace_attention(model, LinearAttention(1, 1))
+    assert list(attention_errors(model, found, inputs(rng, 2, 7, 8))) == ["block/self_attention"]
+
+
+def test_one_callback_needs_no_list(rng, tmp_path):
+    model, x, ends = softmax_model(), inputs(rng, 2, 7, 8), []
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(epoch))
+    for options in ({}, {"backup_dir": tmp_path / "backup"}):
+        found = replace_attention(model, WINDOWED)
+        transfer(model, found, x, callbacks=callback, epochs=2, verbose=0, **options)
+    assert ends == [0, 1, 0, 1]
+
+
+def test_inputs_keep_their_dtype(rng, mixed_bfloat16):
+    x = keras.Input((None, 1))
+    y = keras.layers.Normalization(mean=1000.0, variance=1.0, dtype="float32")(x)
+    attention = SoftmaxAttention(1, 4, dtype="float32", name="attention")
+    model, x = keras.Model(x, attention(y, y)), 1000 + inputs(rng, 2, 12, 1)
+    found = replace_attention(model, LinearAttention(1, 1))
+    error = attention_errors(model, found, x)["attention"]
+    still = keras.optimizers.SGD(0.0)
+    said = transfer(model, found, x, train="attention", optimizer=still, verbose=0)
+    assert said.history["error_0"] == [pytest.approx(error**2, rel=1e-3)]
 
 
 def frozen(model):

@@ -9,6 +9,9 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
+GRAPHS = keras.Sequential, keras.Function
+"""The models that `clone` copies."""
+
 STEPS = (
     "call", "compute_loss", "compute_metrics", "train_step", "test_step", "predict_step",
 )  # fmt: skip
@@ -28,7 +31,8 @@ def clone(model: Any, layer_of: Callable[[Layer], Any], call: Callable[..., Any]
     """
 
     def again(x):
-        return keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
+        layer = x._keras_history.operation
+        return type(layer).from_config(layer.get_config()).output
 
     if isinstance(model, keras.Sequential):
         _refuse_overrides(model)
@@ -43,15 +47,28 @@ def clone(model: Any, layer_of: Callable[[Layer], Any], call: Callable[..., Any]
 
 
 def compile_like(copy: keras.Model, model: keras.Model) -> None:
-    """Compile a model with the arguments of another one; its optimizer and metrics are new."""
+    """Compile a model with the arguments of another one; its optimizer and metrics are new.
+
+    Raises:
+        ValueError: If one of them cannot be made again from its config.
+    """
     if model.compiled:
         copy.compile(**keras.tree.map_structure(_again, dict(model._compile_config.config)))
 
 
 def _again(part: Any) -> Any:
-    """A new object of the same config; functions, names and numbers as they are."""
-    kinds = keras.optimizers.Optimizer, keras.losses.Loss, keras.metrics.Metric
-    return type(part).from_config(part.get_config()) if isinstance(part, kinds) else part
+    """A new object of the same config, if it has a state; losses, names and numbers as they are."""
+    if not isinstance(part, (keras.optimizers.Optimizer, keras.metrics.Metric)):
+        return part
+    try:
+        return type(part).from_config(part.get_config())
+    except Exception as error:  # whatever it is: the model could not be loaded either
+        raise ValueError(
+            f"The copy cannot be compiled as the model is: '{part.name}' ({type(part).__name__}) "
+            "cannot be made again from its own `get_config()`. Give the class one with all "
+            "arguments of its constructor, or compile the model after the conversion. "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _refuse_overrides(model: keras.Model) -> None:
@@ -64,6 +81,13 @@ def _refuse_overrides(model: keras.Model) -> None:
                 "`keras.Model(model.inputs, model.outputs)`, or give the class a constructor with "
                 "the arguments `inputs`, `outputs` and `name`."
             )
+
+
+def sharing_models(model: Any) -> list[Any]:
+    """Return the models inside a functional model with layers that it calls itself, too."""
+    inner = [layer for layer in model.layers if isinstance(layer, keras.Function)]
+    own = {id(layer) for layer in model.layers}
+    return [m for m in inner if own & {id(layer) for layer in m._flatten_layers()} - {id(m)}]
 
 
 def refuse_adapted(model: keras.Model) -> None:

@@ -14,7 +14,7 @@ from keras.layers import Layer
 
 from keras_cosattn.attention import Attention, SoftmaxAttention
 from keras_cosattn.convert.keras_hub_decoders import gemma3_decoder, gemma_decoder, llama_decoder
-from keras_cosattn.convert.weights import arrays_of, assign, assign_in_order, build_like
+from keras_cosattn.convert.weights import assign, assign_in_order, build_like, by_name
 from keras_cosattn.positions import PositionEmbedding
 from keras_cosattn.transformer import TransformerDecoder, TransformerEncoder
 
@@ -27,7 +27,7 @@ def _group_query_attention(old: Any) -> Layer:
     config = old.get_config()
     for theirs, ours in (("num_query_heads", "num_heads"), ("head_dim", "key_dim")):
         config[ours] = config.pop(theirs)
-    return build_like(SoftmaxAttention.from_config(config), old, arrays_of(old))
+    return build_like(SoftmaxAttention.from_config(config), old, by_name(old))
 
 
 def _encoder(old: Any) -> Layer:
@@ -68,7 +68,7 @@ def _vision_encoder(old: Any) -> Layer:
         name=old.name,
     )
     new.build(shape)
-    norm.set_weights(old.layer_norm.get_weights())
+    assign_in_order(norm, old.layer_norm)
     return new
 
 
@@ -93,7 +93,7 @@ def _vision_block(old: Any, shape: tuple[int | None, ...]) -> Layer:
     )
     new.build(shape)
     values = {}
-    for name, x in arrays_of(old).items():
+    for name, x in by_name(old).items():
         theirs = next(key for key in VIT if name.startswith(f"{key}/"))
         values[VIT[theirs] + name.removeprefix(theirs)] = x
     assign(new, values)

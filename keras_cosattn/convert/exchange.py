@@ -65,7 +65,9 @@ def _make(attention: Replacement, old: Attention) -> Attention:
                 f"returns one for each old layer. For '{old.name}' it returned: {new!r}"
             )
         return type(new).from_config({**new.get_config(), "name": old.name})
-    config, given = attention.get_config(), old.get_config()
+    one = _first_path(old)
+    whole = {name: getattr(old, name) for name in ("name", "trainable", "attention_axes")}
+    config, given = attention.get_config(), {**one.get_config(), **whole}
     if given.get("use_query_key_norm") and not attention.accepts_query_key_norm:
         raise ValueError(
             f"'{old.name}' normalises its queries and keys (`use_query_key_norm`), which "
@@ -77,7 +79,7 @@ def _make(attention: Replacement, old: Attention) -> Attention:
     config |= {name: given[name] for name in SIZES if name in config and name not in own}
     config |= {name: given.get(name) for name in TRAINING if name in config and not config[name]}
     config |= {name: given[name] for name in ("name", "dtype", "trainable")}
-    kind = getattr(old.position, "kind", None)
+    kind = getattr(one.position, "kind", None)
     if config.get("position") is None and kind in type(attention).accepts_positions:
         config["position"] = given["position"]
     if config.get("sliding_window") is None and type(attention).accepts_sliding_window:
@@ -104,13 +106,19 @@ def _take_shared(new: Any, old: Any) -> None:
 
     With them goes what its position has learned, if the new layer has the same.
     """
-    names = {*PROJECTIONS}
+    names, old = {*PROJECTIONS}, _first_path(old)
     if old.position is not None and new.position is not None:
         positions = [layer.get_config()["position"] for layer in (new, old)]
         names |= {old.position.name} if positions[0] == positions[1] else set()
     values = {name: x for name, x in by_name(old).items() if name.split("/")[0] in names}
     for layer in (new, *getattr(new, "paths", ())):
         assign(layer, values)
+
+
+def _first_path(layer: Any) -> Any:
+    """The first path of a `RoutedAttention`, whose sizes and projections stay; else the layer."""
+    paths = getattr(layer, "paths", None)
+    return _first_path(paths[0]) if paths else layer
 
 
 def _serialized(layer: Attention) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import math
 from typing import Any
 
 import numpy as np
+from keras import ops
 from keras.layers import Layer
 
 from keras_cosattn.attention import SoftmaxAttention
-from keras_cosattn.convert.weights import arrays_of, build_like
+from keras_cosattn.convert.weights import build_like, by_name, freeze_like
 from keras_cosattn.positions import Rotary
 from keras_cosattn.transformer import TransformerDecoder
 from keras_cosattn.transformer.activations import gelu_approximate
@@ -37,7 +38,7 @@ LLAMA = {
 
 def llama_decoder(old: Any) -> Layer:
     """Llama 1 to 3, Mistral, Qwen 2 and 3: positions rotate halves, heads are grouped, a gate."""
-    values = {LLAMA.get(name, name): x for name, x in arrays_of(old).items()}
+    values = {LLAMA.get(name, name): x for name, x in by_name(old).items()}
     _, heads, size = values["self_attention/query/kernel"].shape
     biased = "self_attention/query/bias" in values  # Qwen 2 has biases but for the output
     # The Llama of KerasHub 0.32 reads its `rope_position_scaling_factor` nowhere.
@@ -138,14 +139,11 @@ def _gemma_block(old, position, intermediate_dim, **options):
         dtype=old.dtype_policy,
         **options,
     )
-    values = {}
-    for name, x in arrays_of(old).items():
-        name = GEMMA.get(name, name).replace("attention/", "self_attention/", 1)
-        if name.endswith("norm/scale"):
-            x = x + 1
-        elif name.startswith("self_attention/") and "attention_output" not in name:
-            x = x.transpose(1, 0, 2)  # (heads, width, size) to (width, heads, size)
-        values[name] = x
+    weights = {
+        GEMMA.get(name, name).replace("attention/", "self_attention/", 1): x
+        for name, x in by_name(old).items()
+    }
+    values = {name: _gemma_value(name, ops.convert_to_numpy(x)) for name, x in weights.items()}
     if not old.attention.query_head_dim_normalize:
         # Its scores are divided by another root than that of the head size.
         divisor = old.hidden_dim // old.num_query_heads
@@ -155,7 +153,18 @@ def _gemma_block(old, position, intermediate_dim, **options):
     block = _gated_decoder(
         old, attention, intermediate_dim, gelu_approximate, old.use_post_ffw_norm
     )
-    return build_like(block, old, values)
+    build_like(block, old, values)
+    freeze_like(block, weights)
+    return block
+
+
+def _gemma_value(name, x):
+    """A weight of KerasHub's Gemma as our blocks have it."""
+    if name.endswith("norm/scale"):
+        return x + 1
+    if name.startswith("self_attention/") and "attention_output" not in name:
+        return x.transpose(1, 0, 2)  # (heads, width, size) to (width, heads, size)
+    return x
 
 
 def _gated_decoder(old, attention, intermediate_dim, activation=None, normalize_outputs=False):

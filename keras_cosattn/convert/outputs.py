@@ -40,7 +40,8 @@ def perplexity(
         model: A model from tokens to logits `(b, t, V)`.
         x: Inputs of the model.
         y: Integers `(b, t)`, the token that each step should predict.
-        mask: Boolean `(b, t)`, `False` where `y` does not count. Defaults to `None`, all count.
+        mask: Boolean `(b, t)`, `False` where `y` does not count and may hold anything. Defaults to
+            `None`, all count.
         batch_size: int. Defaults to `8`.
 
     Raises:
@@ -56,7 +57,8 @@ def perplexity(
         )
     if not counts.any():
         raise ValueError(f"No token of `y` counts. Received: y of shape {y.shape}")
-    losses = read_outputs(model, _losses, x, y, batch_size=batch_size)
+    known = np.where(counts, y, 0)  # what does not count is often marked by -100, no token
+    losses = read_outputs(model, _losses, x, known, batch_size=batch_size)
     return float(np.exp(np.mean(losses[counts], dtype="float64")))
 
 
@@ -64,7 +66,7 @@ class _Reader(keras.Model):
     """A model followed by a function of its outputs."""
 
     def __init__(self, model: keras.Model, read: Callable[..., Tensor]) -> None:
-        super().__init__(name="reader")
+        super().__init__(name="reader", autocast=False)
         self.model, self.read = model, read
         self.built = True
 

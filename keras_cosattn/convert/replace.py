@@ -10,22 +10,16 @@ import keras
 from keras.layers import Layer
 
 from keras_cosattn.attention import Attention
-from keras_cosattn.convert.clones import clone, compile_like, refuse_adapted
+from keras_cosattn.convert.attention_layers import attending_part, paths_of
+from keras_cosattn.convert.clones import GRAPHS, clone, compile_like, refuse_adapted, sharing_models
 from keras_cosattn.convert.equivalents import DECODERS, EMBEDDINGS, class_of, equivalent_of
 from keras_cosattn.convert.exchange import Replacement, exchange
 from keras_cosattn.convert.keras_hub_decoders import CannotConvertError
-from keras_cosattn.convert.rewired import Rewired, attribute, attributes, has_attribute, in_tuple
+from keras_cosattn.convert.rewired import Rewired, attribute, attributes, is_place, why_fixed
 from keras_cosattn.convert.weights import assign_in_order, keep_frozen
 from keras_cosattn.transformer import TransformerDecoder
 
 Where = Callable[[Any], bool] | Collection[str] | None
-GRAPHS = keras.Sequential, keras.Function
-
-_MADE_LATER = (
-    "it is the attribute `{path}` of a {cls}, which its constructor does not make. Make it there, "
-    "not in `build`"
-)
-_IN_TUPLE = "it is `{path}` of a {cls}, which is in a tuple. Keep it in a list"
 
 
 def replace_attention(
@@ -35,9 +29,9 @@ def replace_attention(
 
     The copy has the weights of the model. Each replaced layer keeps its projections of queries,
     keys and values, the norms of queries and keys, and the projection of the output; each path of a
-    `RoutedAttention` has them. What only the new layer has (feature maps, decays, gates, the
-    projections of levels) has initial values. The model itself is not changed.
-    Attention layers are:
+    `RoutedAttention` has them. Of a `RoutedAttention` that is replaced, those of its first path
+    stay. What only the new layer has (feature maps, decays, gates, the projections of levels) has
+    initial values. The model itself is not changed. Attention layers are:
 
     - `keras.layers.MultiHeadAttention` and `GroupQueryAttention`;
     - the attention layers, `TransformerEncoder` and `TransformerDecoder` of this package;
@@ -46,8 +40,9 @@ def replace_attention(
       (text). They become blocks of this package.
 
     A layer of your own class, or a subclassed model, is copied by its config. Attention layers that
-    its constructor puts into attributes, lists or dicts are replaced there; the copy is inside a
-    `Rewired` layer, which saves them. The class must be registered with Keras to be loaded.
+    its constructor puts into attributes, lists or dicts, also as parts of functional models, are
+    replaced there; the copy is inside a `Rewired` layer, which saves them. The class must be
+    registered with Keras to be loaded.
 
     The copy of a KerasHub backbone or task is a plain functional model. In it all decoders and
     position embeddings are those of this package, so that it can stream. Import `keras_hub` before
@@ -130,14 +125,15 @@ class _Conversion:
         self._rewired_layers: list[tuple[Layer, Rewired, dict[str, Layer]]] = []
         self._attending: list[Any] = []
         self._replaced: list[str] = []
-        self._shared = _sharing_models(model)
+        self._shared, self._paths = sharing_models(model), paths_of(model)
         self._decodes = any(class_of(layer) in DECODERS for layer in model._flatten_layers())
 
     def run(self) -> keras.Model:
         copy: Any = self._layer(self._model)
         self._check()
         if not isinstance(self._model, GRAPHS) and self._replaced:
-            copy.layer.build_from_config(self._model.get_build_config())
+            source, *_ = self._rewired_layers[-1]
+            copy.layer.build_from_config(source.get_build_config())
         for old, new in self._copied:
             assign_in_order(new, old)
             keep_frozen(new, old)
@@ -145,15 +141,16 @@ class _Conversion:
             pairs = {path: (layer, attribute(old, path)) for path, layer in new.replaced.items()}
             assign_in_order(new.layer, old, pairs.values())
             for path, (layer, before) in pairs.items():
-                assign_in_order(layer, replaced.get(path, before))
+                if not isinstance(layer, GRAPHS):
+                    assign_in_order(layer, replaced.get(path, before))
             keep_frozen(new, old)
         return copy
 
     def _check(self) -> None:
         """Raise ValueError if a selected layer does not exist, or none was replaced."""
-        name, attending = self._model.name, [layer.name for layer in self._attending]
+        name, attending = self._model.name, [x.name for x in dict.fromkeys(self._attending)]
         if isinstance(self._where, Collection):
-            unknown = set(self._where).difference(*map(_names, self._attending))
+            unknown = set(self._where).difference(*map(self._names, self._attending))
             if unknown:
                 raise ValueError(
                     f"`where` names layers of '{name}' that do not attend, or that it does not "
@@ -227,7 +224,12 @@ class _Conversion:
             return True
         if callable(self._where):
             return self._where(layer)
-        return not _names(layer).isdisjoint(self._where)
+        return not self._names(layer).isdisjoint(self._where)
+
+    def _names(self, layer: Layer) -> set[str]:
+        """What `where` may call a layer or block: its name, or the path of what attends in it."""
+        part = attending_part(layer)
+        return {layer.name, part.path, self._paths[id(part)]}
 
     def _rewired(self, old: Layer) -> Layer | None:
         """Return the copy of a layer with attention layers inside; `None` if none is selected."""
@@ -238,27 +240,38 @@ class _Conversion:
             return None
         source, layers = (old.layer, old.replaced) if isinstance(old, Rewired) else (old, {})
         copy, exchanged = self._made_again(source), {}
-        found = list(attributes(source, lambda layer: id(layer) in selected))
+        found = list(attributes(source, lambda layer: is_place(layer, selected)))
         reached = {id(x) for _, layer in found for x in layer._flatten_layers()}
         for inner in inside:
             if id(inner) in selected - reached:
                 self._refuse(inner, f"no attribute of a {type(source).__name__} leads to it")
         made: dict[int, Layer] = {}  # an old layer may be in several attributes
         for path, inner in found:
-            equivalent = equivalent_of(inner)
-            if equivalent is None or not has_attribute(copy, path):
-                self._refuse(inner, _MADE_LATER.format(path=path, cls=type(source).__name__))
-            if in_tuple(copy, path):
-                self._refuse(inner, _IN_TUPLE.format(path=path, cls=type(source).__name__))
+            if why := why_fixed(source, copy, path):
+                self._refuse(inner, why)
             if id(inner) not in made:
-                made[id(inner)] = self._exchange(equivalent(inner))
-                keep_frozen(made[id(inner)], inner)
+                made[id(inner)] = self._exchanged(inner)
             exchanged[path] = made[id(inner)]
         both = {**layers, **exchanged}
-        unbuilt = {id(x): type(x).from_config(x.get_config()) for x in both.values()}
+        unbuilt = {id(x): self._unbuilt(x) for x in both.values()}
         new = Rewired(copy, {path: unbuilt[id(x)] for path, x in both.items()}, name=old.name)
         self._rewired_layers.append((source, new, exchanged))
         return new
+
+    def _exchanged(self, inner: Layer) -> Layer:
+        """Return what takes the place of an attention layer; a model as it is."""
+        equivalent = equivalent_of(inner)
+        if equivalent is None:
+            return inner
+        new = self._exchange(equivalent(inner))
+        keep_frozen(new, inner)
+        return new
+
+    def _unbuilt(self, layer: Layer) -> Layer:
+        """Return a layer of the same config, not built; of a model the copy, with its weights."""
+        if isinstance(layer, GRAPHS):
+            return clone(layer, self._layer, _call)
+        return type(layer).from_config(layer.get_config())
 
     def _refuse(self, layer: Layer, why: str) -> NoReturn:
         raise ValueError(
@@ -275,19 +288,7 @@ def _call(layer: Layer, *args: Any, **kwargs: Any) -> Any:
     return layer(*args, **kwargs)
 
 
-def _names(layer: Any) -> set[str]:
-    """What `where` may call a layer or block: its name, or the path of what attends in it."""
-    return {layer.name, getattr(layer, "self_attention", layer).path}
-
-
 def generates(model: keras.Model) -> bool:
     """Whether a model is a `keras_hub.models.CausalLM`."""
     classes = [(c.__module__.split(".")[0], c.__name__) for c in type(model).__mro__]
     return ("keras_hub", "CausalLM") in classes
-
-
-def _sharing_models(model: Any) -> list[Any]:
-    """The models inside a functional model that have layers which it calls itself, too."""
-    inner = [layer for layer in model.layers if isinstance(layer, keras.Function)]
-    own = {id(layer) for layer in model.layers}
-    return [m for m in inner if own & {id(layer) for layer in m._flatten_layers()} - {id(m)}]

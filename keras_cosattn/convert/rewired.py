@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
+from keras_cosattn.convert.clones import GRAPHS
+
 Path = tuple[str, ...]
 
 
@@ -21,14 +23,15 @@ class Rewired(keras.Model):
     Args:
         layer: The layer or model, not built.
         replaced: dict of the path of an attribute, such as `"blocks.0.attention"`, to the layer
-            that takes its place, not built.
+            that takes its place, not built. A functional model is built.
         **kwargs: As for `keras.Model`, such as `name`.
     """
 
     def __init__(
         self, layer: Layer, replaced: Mapping[str, Layer] | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(**{"dtype": layer.dtype_policy, **kwargs})
+        policy = {"dtype": layer.dtype_policy, "autocast": layer.autocast}
+        super().__init__(**{**policy, **kwargs})
         self._paths = [*(replaced or {})]
         for path, new in (replaced or {}).items():
             _put(layer, _parsed(path), new)
@@ -89,17 +92,58 @@ def attributes(layer: Layer, chosen: Callable[[Layer], bool]) -> Iterator[tuple[
     yield from _attributes(layer, chosen, (), set())
 
 
+def is_place(layer: Layer, selected: set[int]) -> bool:
+    """Return whether the id of a layer is selected, or that of one in a functional model.
+
+    Such a model is one place: its layers are in its graph, so a copy of it takes its place.
+    """
+    inside = layer._flatten_layers() if isinstance(layer, GRAPHS) else [layer]
+    return not selected.isdisjoint(map(id, inside))
+
+
 def attribute(layer: Layer, path: str) -> Any:
     """Return the attribute of a layer at a path."""
     return _get(layer, _parsed(path))
 
 
-def has_attribute(layer: Layer, path: str) -> bool:
-    """Return whether there is a layer at a path."""
+def why_fixed(layer: Layer, copy: Layer, path: str) -> str | None:
+    """Return why nothing can take the place of the attribute of a layer; `None` if it can.
+
+    Args:
+        layer: The layer that has the attribute.
+        copy: The layer made again by its constructor, in which something is to take the place.
+        path: The path of the attribute.
+    """
+    name = f"`{path}` of a {type(layer).__name__}"
+    if not _has(copy, path):
+        return (
+            f"it is the attribute {name}, which its constructor does not make. Make it there, not "
+            "in `build`"
+        )
+    if isinstance(_get(copy, _parsed(path)[:-1]), tuple):
+        return f"it is {name}, which is in a tuple. Keep it in a list"
+    inner = attribute(layer, path)
+    if isinstance(inner, GRAPHS) and _shares(layer, inner):
+        return (
+            f"it is {name}, and has layers that are in other attributes, too, which Keras would "
+            "save as others. Keep them in one attribute"
+        )
+    return None
+
+
+def _has(layer: Layer, path: str) -> bool:
+    """Whether there is a layer at a path."""
     try:
         return isinstance(attribute(layer, path), Layer)
     except (AttributeError, IndexError, KeyError, ValueError):
         return False
+
+
+def _shares(layer: Layer, model: keras.Model) -> bool:
+    """Whether attributes of a layer outside a model inside lead to layers with weights in it."""
+    within = {id(x) for x in model._flatten_layers(include_self=False) if x.weights}
+    found = attributes(layer, lambda x: x is model or id(x) in within)
+    return any(x is not model for _, x in found)
 
 
 def _attributes(value, chosen, path, seen):
@@ -129,11 +173,6 @@ KERAS_OWN = (
 """Attributes that begin so are those in which Keras keeps the same layers once more."""
 
 
-def in_tuple(layer: Layer, path: str) -> bool:
-    """Return whether what is at a path is in a tuple, which cannot be changed."""
-    return isinstance(_get(layer, _parsed(path)[:-1]), tuple)
-
-
 def _parsed(path: str) -> Path:
     return tuple(path.split("."))
 
@@ -153,18 +192,17 @@ def _key(container: Any, key: str) -> Any:
 
 def _put(value: Any, path: Path, new: Layer) -> None:
     *before, last = path
-    holder = _get(value, tuple(before))
-    # What is not taken out first, Keras still counts among the layers.
+    owner = holder = value  # the layer that leads to the place, and what has the place
+    for key in before:
+        holder = _get(holder, (key,))
+        owner = holder if isinstance(holder, Layer) else owner
+    # A container inside a container does not tell Keras what it loses and gets.
+    owner._tracker.untrack(_get(holder, (last,)))
     if isinstance(holder, Layer):
-        holder._tracker.untrack(getattr(holder, last))
         setattr(holder, last, new)
-        return
-    key = _key(holder, last)
-    holder.pop(key)
-    if isinstance(holder, dict):
-        holder[key] = new
     else:
-        holder.insert(key, new)
+        holder[_key(holder, last)] = new
+        owner._tracker.track(new)
 
 
 def _saved(layer: Layer) -> dict[str, Any]:

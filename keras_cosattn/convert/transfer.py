@@ -13,6 +13,7 @@ from keras.layers import Layer
 
 from keras_cosattn import probe
 from keras_cosattn.attention import Attention
+from keras_cosattn.convert.attention_layers import attention_layers, paths_of
 from keras_cosattn.convert.replace import equal_model
 from keras_cosattn.convert.weights import PROJECTIONS, by_name
 
@@ -73,7 +74,7 @@ def transfer(
     ['error_0', 'loss']
     """
     teaching = _teaching(model, converted)
-    callbacks = [*(fit_options.pop("callbacks", None) or ())]
+    callbacks = keras.tree.flatten(fit_options.pop("callbacks", None) or [])
     if backup_dir is not None:
         callbacks.append(keras.callbacks.BackupAndRestore(os.fspath(backup_dir)))
     with _only_trainable(converted, teaching.students, train):
@@ -90,14 +91,12 @@ def attention_errors(model: keras.Model, converted: keras.Model, x: Any) -> dict
 
     Returns:
         dict of the path of a layer to `sqrt(sum (y' - y)^2 / sum y^2)`, on what the old layer reads
-        inside `model`. If several layers have the same path, its rank follows the path. For a layer
-        that is called several times the error is that of the last call.
+        inside `model`. If several layers have the same path, the rank among them follows the path.
+        For a layer that is called several times the error is that of the last call.
     """
-    teaching = _teaching(model, converted)
-    paths = [layer.path for layer in teaching.students]
-    names = [p if paths.count(p) == 1 else f"{p} ({rank})" for rank, p in enumerate(paths)]
+    teaching, paths = _teaching(model, converted), paths_of(converted)
     found = ((rank, ops.convert_to_numpy(error)) for rank, error in teaching.errors(x))
-    return {names[rank]: float(error) ** 0.5 for rank, error in found}
+    return {paths[id(teaching.students[rank])]: float(error) ** 0.5 for rank, error in found}
 
 
 class _Teaching(keras.Model):
@@ -106,7 +105,7 @@ class _Teaching(keras.Model):
     def __init__(
         self, teacher: keras.Model, teachers: Sequence[Layer], students: Sequence[Layer]
     ) -> None:
-        super().__init__(name="transfer")
+        super().__init__(name="transfer", autocast=False)
         teacher.trainable = False
         self.teacher = teacher
         self.teachers, self.students = list(teachers), list(students)
@@ -142,7 +141,7 @@ class _Teaching(keras.Model):
 def _teaching(model: keras.Model, converted: keras.Model) -> _Teaching:
     """Pair the layers that differ. Raises ValueError unless one model is a copy of the other."""
     teacher = equal_model(model)
-    old, new = list(_attention_layers(teacher)), list(_attention_layers(converted))
+    old, new = attention_layers(teacher), attention_layers(converted)
     if [layer.name for layer in old] != [layer.name for layer in new]:
         raise ValueError(
             f"`converted` must be what `replace_attention` returned for '{model.name}'. Its "
@@ -158,16 +157,22 @@ def _teaching(model: keras.Model, converted: keras.Model) -> _Teaching:
     return _Teaching(teacher, *zip(*pairs, strict=True))
 
 
-def _attention_layers(layer: Layer) -> Iterator[Attention]:
-    for inner in layer._flatten_layers(include_self=False, recursive=False):
-        if isinstance(inner, Attention):
-            yield inner
-        else:
-            yield from _attention_layers(inner)
-
-
 def _differ(old: Attention, new: Attention) -> bool:
-    return type(old) is not type(new) or old.get_config() != new.get_config()
+    return type(old) is not type(new) or _settings(old.get_config()) != _settings(new.get_config())
+
+
+def _settings(config: Any) -> Any:
+    """A config without what changes no output: names, what is frozen, and how weights began."""
+    if isinstance(config, (list, tuple)):
+        return [_settings(x) for x in config]
+    if not isinstance(config, dict):
+        return config
+    own = ("name", "trainable") if "trainable" in config else ()  # else no config of a layer
+    return {
+        key: _settings(x)
+        for key, x in config.items()
+        if key not in own and not key.endswith("_initializer")
+    }
 
 
 def _relative_error(expected: Tensor, found: Tensor) -> Tensor:

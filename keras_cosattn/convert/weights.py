@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 from keras.layers import Layer
 
@@ -19,11 +18,6 @@ def by_name(layer: Layer) -> dict[str, keras.Variable]:
     return {variable.path.removeprefix(f"{layer.path}/"): variable for variable in layer.weights}
 
 
-def arrays_of(layer: Layer) -> dict[str, np.ndarray]:
-    """Return the values of the weights of a built layer by their paths inside it."""
-    return {name: ops.convert_to_numpy(x) for name, x in by_name(layer).items()}
-
-
 def keep_frozen(layer: Layer, old: Layer) -> None:
     """Freeze a built layer if the old one is frozen.
 
@@ -33,6 +27,13 @@ def keep_frozen(layer: Layer, old: Layer) -> None:
     if not old.trainable:
         layer.trainable = True
         layer.trainable = False
+
+
+def freeze_like(layer: Layer, weights: Mapping[str, keras.Variable]) -> None:
+    """Freeze those weights of a built layer that are frozen in `weights`, by name."""
+    for name, variable in by_name(layer).items():
+        if name in weights and not weights[name].trainable:
+            variable.trainable = False
 
 
 def assign(layer: Layer, values: Mapping[str, Any]) -> None:
@@ -87,8 +88,11 @@ def _take(variable: keras.Variable, value: Any) -> None:
         variable.trainable = False
 
 
-def build_like(new: Layer, old: Layer, values: Mapping[str, np.ndarray] | None = None) -> Layer:
-    """Build a layer for the inputs of another one, and give it weights: its own, in their order."""
+def build_like(new: Layer, old: Layer, values: Mapping[str, Any] | None = None) -> Layer:
+    """Build a layer for the inputs of another one, and give it `values`, as `assign` does.
+
+    Without `values` it gets the weights of the other layer, in their order.
+    """
     config = old.get_build_config()
     shapes = config.get("shapes_dict") or {"input_shape": config["input_shape"]}
     with_shapes = [shape for shape in shapes.values() if shape is not None]
