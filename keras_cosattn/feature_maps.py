@@ -36,6 +36,9 @@ class FeatureMap(Component):
     Args:
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
+    Raises:
+        ValueError: If there is an `activity_regularizer`.
+
     Example:
     >>> import keras
     >>> from keras_cosattn import FeatureMap, LinearAttention
@@ -56,6 +59,12 @@ class FeatureMap(Component):
 
     def __init__(self, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(autocast=False, **kwargs)
+        if self.activity_regularizer is not None:
+            raise ValueError(
+                "`activity_regularizer` must be None: a causal layer maps queries and keys in a "
+                "loop. Add a loss to what the layer returns, or regularise its kernels. "
+                f"Received: activity_regularizer={self.activity_regularizer}"
+            )
 
     def call(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return `(phi(queries), phi(keys))`, of shapes `(b, t, h, f)` and `(b, s, hk, f)`."""

@@ -151,7 +151,8 @@ def combined_mask(
         . . . # # #        . . . # # #
 
     The causal mask counts valid steps only, so it does not depend on where queries and keys are
-    padded. The cost is O(b t s).
+    padded. With `segment_ids`, one mask, the product of those that are given, serves queries and
+    keys. So does `value_mask` with `causal` and no `query_mask`, if t = s. The cost is O(b t s).
 
     Args:
         queries: int, number of queries t.
@@ -172,8 +173,12 @@ def combined_mask(
         None if mask is None else ops.cast(mask, "bool") for mask in (query_mask, value_mask)
     )
     keys = queries if keys is None else keys
-    if segment_ids is not None:
+    is_packed = segment_ids is not None
+    if is_packed:
         segment_ids = timesteps.segment_numbers(ops.convert_to_tensor(segment_ids))
+    shared = timesteps.queries_take_mask_of_keys(query_mask, value_mask, causal)
+    if is_packed or (shared and queries == keys):
+        query_mask = value_mask = timesteps.combine(query_mask, value_mask)
     seen = timesteps.pair_mask(
         queries,
         keys,

@@ -52,6 +52,7 @@ class RunningMean(Keras3Only, keras.layers.Layer):
         self.supports_masking = True
 
     def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        inputs = ops.cast(inputs, self.compute_dtype)
         b, t, m = ops.shape(inputs)
         stream = scope.current()
         if stream is not None:

@@ -34,8 +34,7 @@ class Stream:
     A state is a dict of tensors whose first axis is the batch. Every state starts as zeros. The
     name of a tensor consists of the class of its layer, the rank of the call among the calls of
     that class, and a name that the layer chooses, for example `"linear_attention_0_sums"`. So the
-    same architecture always has the same names. In a stream that keeps means, `sums` are called
-    `means`, so that it takes no state of sums.
+    same architecture always has the same names.
 
     Args:
         state: dict of tensors, the state before the call. `None` is zeros.
@@ -65,6 +64,7 @@ class Stream:
         self.next_state: dict[str, Tensor] = {}
         self.limits: dict[str, int] = {}
         self._calls: dict[str, int] = {}
+        self._averaged: set[str] = set()
         self._dtypes: dict[str, str] = {}
 
     def read(
@@ -72,6 +72,7 @@ class Stream:
         layer: keras.layers.Layer,
         batch: int | Tensor,
         limit: int | None = None,
+        averages: bool = False,
         **spec: tuple[tuple[int, ...], str],
     ) -> tuple[str, dict[str, Tensor]]:
         """Return the layer's slot, for `write`, and its state before the call.
@@ -81,16 +82,23 @@ class Stream:
             batch: int or scalar tensor, the batch size.
             limit: int, the largest number of steps that the layer can hold. The layer's state
                 then has a tensor `position (b,)`, the number of steps so far. `None` is no limit.
+            averages: bool. Whether the layer's `sums` are means in a stream of means. They then have
+                the name `means`, so that no state of sums is taken for one of means.
             **spec: for each tensor of the state its shape without the batch axis, and its dtype.
                 A layer that computes in float64 has float64 in place of float32.
 
         Returns:
             A string and a dict with a tensor for each name in `spec`.
+
+        Raises:
+            ValueError: If the stream's state is not of this layer.
         """
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__).lower()
         rank = self._calls.get(kind, 0)
         self._calls[kind] = rank + 1
         slot = f"{kind}_{rank}"
+        if averages and self.means:
+            self._averaged.add(slot)
         if limit is not None:
             self.limits[f"{slot}_position"] = limit
         dtypes = {name: _wide(dtype, layer) for name, (_, dtype) in spec.items()}
@@ -99,7 +107,14 @@ class Stream:
             return slot, {
                 name: ops.zeros((batch, *shape), dtypes[name]) for name, (shape, _) in spec.items()
             }
-        return slot, {name: self.state[self._key(slot, name)] for name in spec}
+        keys = {name: self._key(slot, name) for name in spec}
+        missing = [key for key in keys.values() if key not in self.state]
+        if missing:
+            raise ValueError(
+                f"{layer.path} ({type(layer).__name__}): the state must have {missing}. Start from "
+                f"an initial state or cache of this layer. Received: state with {list(self.state)}"
+            )
+        return slot, {name: self.state[key] for name, key in keys.items()}
 
     def write(self, slot: str, state: Mapping[str, Tensor]) -> None:
         """Keep the layer's state after the call, in the dtypes that `read` was given.
@@ -113,7 +128,7 @@ class Stream:
             self.next_state[key] = ops.cast(value, self._dtypes[key])
 
     def _key(self, slot, name):
-        return f"{slot}_{'means' if self.means and name == 'sums' else name}"
+        return f"{slot}_{'means' if slot in self._averaged and name == 'sums' else name}"
 
 
 def _wide(dtype: str, layer: keras.layers.Layer) -> str:

@@ -23,6 +23,7 @@ def convolve_with_history(
     The earlier steps are zeros, or in a stream its last inputs. Masked steps are taken out before
     the convolution, and their outputs have no meaning.
     """
+    inputs = ops.cast(inputs, layer.compute_dtype)
     length = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
     b, t = ops.shape(inputs)[:2]
     stream = scope.current()

@@ -39,6 +39,13 @@ def test_what_is_seen_is_padding_and_the_past():
     assert analysis.seen_keys(2, 3, key_mask=mask).sum(axis=-1).tolist() == [[[2, 2]], [[3, 3]]]
 
 
+def test_a_mask_of_the_keys_hides_the_same_from_the_past_as_in_a_layer(rng):
+    layer, x, mask = SoftmaxAttention(1, 3), inputs(rng, 2, 3, 5), mask_of((2, 3), 3, "left")
+    how = {"value_mask": mask, "use_causal_mask": True, "return_attention_scores": True}
+    weights = np.asarray(layer(x, x, **how)[1])
+    assert np.array_equal(analysis.seen_keys(3, causal=True, key_mask=mask), weights > 0)
+
+
 def test_negative_weights_are_counted_among_those_seen():
     assert analysis.negative_share(UNIFORM).tolist() == [0, 0, 0]
     assert analysis.negative_share(SIGNED)[0] == 2 / 16
@@ -65,6 +72,7 @@ def test_mass_within_a_distance():
     assert_close(analysis.mass_within(CAUSAL_UNIFORM, 1, PAST), [expected], EXACT)
     # In magnitudes, over the three rows that have some: 1/3, 1/3 and 1/4 on the diagonal.
     assert_close(analysis.mass_within(SIGNED, 0), [(1 / 3 + 1 / 3 + 1 / 4) / 3], EXACT)
+    assert analysis.mass_within(UNIFORM, []).shape == (3, 0)
 
 
 def test_entropy_is_one_where_all_are_alike_and_zero_at_one_key():
@@ -297,6 +305,12 @@ def test_a_matrix_is_drawn_in_units_of_the_mean():
     drawn = image.get_array()
     assert np.array_equal(np.ma.getmaskarray(drawn) | np.isnan(drawn.data), ~PAST[0, 0])
     assert_close(drawn.data[PAST[0, 0]], np.ones(36), EXACT)
+
+
+def test_one_key_is_drawn():
+    figure = analysis.draw({"one": np.ones((1, 1, 1, 1))})
+    (line,) = (axes.lines[0] for axes in figure.axes if axes.lines)
+    assert line.get_xydata().tolist() == [[1, 1]]
 
 
 def test_without_matplotlib_it_says_how_to_install_it(monkeypatch):

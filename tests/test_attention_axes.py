@@ -145,3 +145,23 @@ def test_sizes_that_only_the_graph_knows(case):
     assert_close(back, query, 0)
     assert tuple(scores.shape) == axes.scores_shape(query.shape, value.shape, 1)
     assert tuple(mask.shape) == (1, 1, 1, 1)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="graphs of TensorFlow only")
+def test_attention_masks_whose_sizes_only_the_graph_knows(case, rng):
+    import tensorflow as tf
+
+    attention_axes, query, value = case
+    known = folding(attention_axes, query, value)
+    shape = list(known.axes.scores_shape(query.shape, value.shape, 1))
+    shape[0] = 1
+    mask = rng.random(shape) < 0.5
+    inputs = [tf.TensorSpec([None] * (query.ndim - 1) + [WIDTH])] * 2
+    masks = tf.TensorSpec([1, *[None] * (mask.ndim - 1)], "bool")
+
+    @tf.function(input_signature=[*inputs, masks])
+    def folded(query, value, mask):
+        return folding(attention_axes, query, value).fold_attention_mask(mask)
+
+    expected = np.broadcast_to(known.fold_attention_mask(mask), folded(query, value, mask).shape)
+    np.testing.assert_array_equal(folded(query, value, mask), expected)

@@ -179,6 +179,34 @@ def test_lightning_decays_as_alibi_does_where_heads_are_no_power_of_two(rng):
     assert_close(found, given(x, x, use_causal_mask=True), 1e-6)
 
 
+@pytest.mark.parametrize("cls", [DeltaRuleAttention, Mamba2Attention])
+def test_the_weights_of_a_layer_without_convolutions_are_those_of_convolutions_by_one(cls, rng):
+    x = inputs(rng, 2, 7, 6)
+    plain, by_one = cls(2, 4, conv_size=None), cls(2, 4, conv_size=1)
+    for layer in (plain, by_one):
+        layer.build(x.shape, x.shape)
+    own = {w.path.split("/", 1)[1]: w for w in plain.weights}
+    for weight in by_one.weights:
+        name = weight.path.split("/", 1)[1]
+        one = 0.0 if name.endswith("conv_bias") else 1.0
+        weight.assign(own.get(name, one * np.ones(weight.shape)))
+    options = {"use_causal_mask": True, "return_attention_scores": True}
+    for found, expected in zip(plain(x, x, **options), by_one(x, x, **options), strict=True):
+        assert_close(found, expected, 1e-6)
+
+
+def test_the_initial_weights_of_a_layer_with_a_seed_are_independent():
+    layer = Mamba2Attention(64, 4, seed=1)
+    layer.build((1, 3, 8), (1, 3, 8))
+    log_rates, biases = map(keras.ops.convert_to_numpy, (layer.log_rate, layer.step_bias))
+    assert abs(np.corrcoef(log_rates, biases)[0, 1]) < 0.5
+    layer = LinearAttention(2, 4, conv_size=4, seed=1)
+    layer.build((1, 3, 8), (1, 3, 8))
+    q, k, v = (keras.ops.convert_to_numpy(layer.convolutions.kernels[name]) for name in "qkv")
+    assert not np.any(q == k)
+    assert not np.any(q == v)
+
+
 def test_retention_without_position_has_no_counter(rng):
     x = keras.Input((None, 6))
     for position, count in ((None, 0), (Rotary(), 1)):

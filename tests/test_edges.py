@@ -17,7 +17,14 @@ from variants import (
     mask_of,
 )
 
-from keras_cosattn import CosFormerAttention, LowRankAttention, Streaming
+from keras_cosattn import (
+    CosFormerAttention,
+    GatedLinearAttention,
+    LowRankAttention,
+    NystromAttention,
+    SegmentedAttention,
+    Streaming,
+)
 
 EXACT = 1e-5  # the same sums in another order
 every_direction = pytest.mark.parametrize(("case", "causal"), DIRECTIONS)
@@ -106,6 +113,49 @@ def test_a_graph_of_any_size_takes_an_empty_batch(case, causal, rng):
     for function in (run, masked):
         assert function(inputs(rng, 0, 9, WIDTH)).shape == (0, 9, WIDTH)
         assert function(inputs(rng, 2, 9, WIDTH)).shape == (2, 9, WIDTH)
+
+
+NO_STEPS = {
+    "both ways": (lambda: GatedLinearAttention(2, 4, chunk_size=4), [0]),
+    "landmarks": (lambda: NystromAttention(2, 4, num_landmarks=3), [0]),
+    "landmarks of keys": (lambda: NystromAttention(2, 4, num_landmarks=3), [0, 9]),
+    "segments": (
+        lambda: SegmentedAttention(2, 4, segment_length=3, summaries="mean", block_size=6),
+        [0, 9],
+    ),
+}
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="graphs of TensorFlow only")
+@pytest.mark.parametrize(("make", "lengths"), NO_STEPS.values(), ids=NO_STEPS)
+def test_a_graph_of_any_size_takes_no_steps_and_no_keys(make, lengths, rng):
+    import tensorflow as tf
+
+    layer = make()
+    layer.build((None, None, WIDTH), (None, None, WIDTH))
+
+    def loss_and_gradients(query, value):
+        value = query if len(lengths) == 1 else value
+        masks = {"query_mask": query[..., 0] < 9, "value_mask": value[..., 0] < 9}
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(query, value, **masks) ** 2)
+        return loss, tape.gradient(
+            loss, layer.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+
+    spec = tf.TensorSpec((None, None, WIDTH))
+    run = tf.function(loss_and_gradients, input_signature=[spec, spec])
+    for length in lengths:
+        loss, slopes = run(inputs(rng, 2, length, WIDTH), inputs(rng, 2, 0, WIDTH))
+        assert np.isfinite(loss)
+        assert all(np.all(np.isfinite(slope)) for slope in slopes)
+
+
+@pytest.mark.parametrize("case", ["SoftmaxAttention-cache", "LinearAttention-elu"])
+def test_a_graph_of_any_size_takes_padding_as_an_attention_mask(case, rng):
+    layer, x = build(case), inputs(rng, 2, 9, WIDTH)
+    run = unknown_sizes(lambda x: layer(x, x, attention_mask=x[:, None, :, 0] < 0.5))
+    assert_close(run(x), layer(x, x, value_mask=x[..., 0] < 0.5))
 
 
 @every_stream

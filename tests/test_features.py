@@ -242,6 +242,11 @@ def test_a_bad_nu_is_refused():
     assert DPFPFeatures(2) == DPFPFeatures(2) != DPFPFeatures(3)
 
 
+def test_a_regularizer_of_the_features_is_refused():
+    with pytest.raises(ValueError, match=r"`activity_regularizer` must be None.*Received:.*L2"):
+        HedgehogFeatures(activity_regularizer="l2")
+
+
 def test_sizes_of_numpy_are_integers_and_truth_values_are_not():
     assert DPFPFeatures(np.int64(2)) == DPFPFeatures(2)
     assert type(DPFPFeatures(np.int64(2)).nu) is int

@@ -136,3 +136,15 @@ def test_the_kernel_for_tpus_is_not_taken(calls, monkeypatch, rng):
 def test_values_may_have_fewer_heads_than_keys(rng):
     q, k, v = inputs(rng, B, T, 6, D), inputs(rng, B, S, 6, D), inputs(rng, B, S, 3, D)
     assert_close(fused.attend(q, k, v), dense.attend(q, k, v)[0])
+
+
+def test_queries_without_any_key_get_zero_in_a_graph_of_any_length(rng):
+    arrays = inputs(rng, B, T, HEADS, D), *[inputs(rng, B, 0, HEADS, D)] * 2
+    run = fused.attend
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        steps = tf.TensorSpec([None, None, HEADS, D])
+        pairs = tf.TensorSpec([None, 1, None, None], "bool")
+        run = tf.function(run, input_signature=[steps] * 3 + [pairs])
+    assert not np.any(run(*arrays, np.ones((B, 1, T, 0), bool)))

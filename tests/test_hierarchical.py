@@ -239,6 +239,15 @@ def test_a_layer_of_the_user_aggregates(given, causal, rng, tmp_path):
         layer(x, x, return_attention_scores=True)
 
 
+def test_an_aggregator_of_several_layers_is_loaded_for_each_level(rng):
+    parts = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(WIDTH)])
+    layer, x = build((3, 2), aggregator=parts), inputs(rng, 2, 13, WIDTH)
+    copy = HierarchicalAttention.from_config(layer.get_config())
+    copy.build(x.shape, x.shape)
+    copy.set_weights(layer.get_weights())
+    assert_close(copy(x, x), layer(x, x), 0)
+
+
 def test_an_aggregator_without_a_mask_gets_zeros(rng):
     class Sum(keras.layers.Layer):
         def call(self, inputs):

@@ -72,6 +72,10 @@ VARIANTS = {
         {"window": 5, "feature_map": "elu+1", "block_size": 9},
     ),
     "windowed_linear_chunks": ("WindowedLinearAttention", {"window": 9, "block_size": 200}),
+    "windowed_linear_hedgehog": (
+        "WindowedLinearAttention",
+        {"window": 6, "feature_map": keras_cosattn.HedgehogFeatures()},
+    ),
     "taylor": ("LinearAttention", {"feature_map": "taylor"}),
     "positive": ("PerformerAttention", {"num_random_features": 12, "seed": 3}),
     "trigonometric": (

@@ -54,15 +54,22 @@ def test_combined_masks_equal_the_reference(causal, sides, rng):
     assert masks.combined_mask(3).shape == (1, 3, 3)
 
 
-def test_factors_and_their_product_do_the_same(rng):
-    x, mask = inputs(rng, 2, 13, WIDTH), random_mask(rng, "holes", 2, 13)
-    ids = random_segments(rng, 2, 13)
-    layer = SoftmaxAttention(2, 3)
-    factors = layer(x, x, query_mask=mask, value_mask=mask, segment_ids=ids, use_causal_mask=True)
-    product = masks.combined_mask(
-        13, query_mask=mask, value_mask=mask, segment_ids=ids, causal=True
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("sides", [("holes", "left"), (None, "left"), ("holes", None)])
+def test_factors_and_their_product_do_the_same(sides, packed, causal, rng):
+    x, layer = inputs(rng, 2, 13, WIDTH), SoftmaxAttention(2, 3)
+    query_mask, value_mask = (random_mask(rng, side, 2, 13) for side in sides)
+    ids = random_segments(rng, 2, 13) if packed else None
+    factors = {"query_mask": query_mask, "value_mask": value_mask, "segment_ids": ids}
+    product = masks.combined_mask(13, causal=causal, **factors)
+    assert_close(
+        layer(x, x, attention_mask=product), layer(x, x, use_causal_mask=causal, **factors)
     )
-    assert_close(layer(x, x, attention_mask=product), factors)
+
+
+def test_padded_steps_are_as_if_they_were_absent(rng):
+    x = inputs(rng, 2, 13, WIDTH)
     linear = LinearAttention(2, 3)
     real = masks.padding_mask([4, 13], 13)
     alone = linear(x[:1, :4], x[:1, :4])

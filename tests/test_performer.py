@@ -336,6 +336,7 @@ def test_it_compiles_and_keeps_its_projection_in_half_precision(rng):
         ({"features": "positive"}, r"must be `PositiveFeatures\(\)` or .* features='positive'"),
         ({"position": XPos()}, r"of kind \('rotation',\). Received: .*XPos"),
         ({"seed": "x"}, "`seed` must be an integer .*seed='x'"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0.*seed=-1"),
     ],
 )
 def test_a_bad_argument_is_refused(arguments, message):
@@ -343,6 +344,12 @@ def test_a_bad_argument_is_refused(arguments, message):
         PerformerAttention(2, 3, **arguments)
     with pytest.raises(ValueError, match=r"`sigma` must be positive. Received: sigma=0"):
         TrigonometricFeatures(0)
+
+
+def test_a_seed_of_numpy_is_that_integer():
+    layers = [built(seed=seed) for seed in (np.int64(3), 3)]
+    assert_close(layers[0].projection, layers[1].projection, 0)
+    assert type(layers[0].get_config()["seed"]) is int
 
 
 def test_the_features_are_in_the_configuration_and_do_not_change():

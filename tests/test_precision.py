@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from support import assert_close, float64
+from support import assert_close, float64, streamed
 from variants import CAUSAL, DIRECTIONS, ONE_BUCKET, STREAMING, WIDTH, build, inputs
 
-from keras_cosattn import Rotary, SoftmaxAttention, Streaming
+from keras_cosattn import LSHAttention, Rotary, SegmentedAttention, SoftmaxAttention, Streaming
 
 every_direction = pytest.mark.parametrize(("case", "causal"), DIRECTIONS)
 
@@ -66,6 +66,26 @@ def test_the_default_float_type_may_be_any(case, floatx, rng):
         x = rng.standard_normal((2, 9, WIDTH)).astype(floatx)
         model.fit(x, x, verbose=0)
         assert np.all(np.isfinite(model.predict(x, verbose=0)))
+
+
+@pytest.mark.parametrize("floatx", ["float16", "bfloat16"], indirect=True)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LSHAttention(1, 4, num_hashes=1, bucket_size=2, max_length=8, dtype="float32"),
+        lambda: SegmentedAttention(
+            1, 4, segment_length=3, summaries="mean", max_length=8, dtype="float32"
+        ),
+    ],
+)
+def test_the_default_float_type_does_not_reach_a_bias(make, floatx, rng):
+    layer, x = make(), inputs(rng, 1, 8, WIDTH)
+    one = keras.Input((None, WIDTH), dtype="float32")
+    model = keras.Model(one, layer(one, one, use_causal_mask=True))
+    found, steps = model(x), streamed(model, x, range(1, 8))
+    keras.config.set_floatx("float32")
+    assert_close(found, model(x), 1e-6)
+    assert_close(steps, model(x), 1e-6)
 
 
 def test_dropout_keeps_the_precision_of_the_weights():

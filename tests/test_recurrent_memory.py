@@ -345,6 +345,12 @@ def test_tokens_of_another_width_than_the_output_are_refused():
         )
 
 
+def test_a_regularizer_of_what_the_projections_make_of_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"`activity_regularizer` must be None.*tokens=2"):
+        RecurrentMemoryAttention(2, 3, num_memory_tokens=2, activity_regularizer="l2")
+    RecurrentMemoryAttention(2, 3, activity_regularizer="l2")
+
+
 @pytest.mark.parametrize(
     "options", [{"memory_length": -1}, {"segment_length": 0}, {"num_memory_tokens": -2}], ids=str
 )

@@ -164,6 +164,13 @@ def test_the_balancing_loss_is_its_formula(k, padded, rng):
     assert_close(loss, 0.3 * load(every, k or 1, mask), EXACT)
 
 
+def test_the_balancing_loss_of_nothing_is_zero():
+    layer = routed(load_balancing=0.3)
+    x = np.zeros((0, T, M), "float32")
+    layer(x, x, use_causal_mask=True, training=True)
+    assert_close(layer.losses[0], 0.0, 0)
+
+
 def test_the_balancing_loss_is_least_at_balance(rng):
     def loss(routes, k=1):
         routes = np.float32(routes)
@@ -356,6 +363,7 @@ def test_becomes_a_tflite_file(tmp_path):
     [
         ({"paths": []}, r"`paths` must be attention layers .* Received: paths=\[\]"),
         ({"paths": [keras.layers.Dense(2)]}, r"must be attention layers .* Received: .*Dense"),
+        ({"paths": [RoutedAttention([LinearAttention(2, 3)])]}, "not routed themselves"),
         (
             {"paths": [LinearAttention(2, 3), LinearAttention(4, 3)]},
             r"must agree in `num_heads`. Received: num_heads=\[2, 4\]",

@@ -388,6 +388,17 @@ def test_every_float_type_streams(build, dtype, rng):
         assert_close(np.concatenate(outputs, axis=1), numpy(exact(x)), tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["int16", "int32", "bool"])
+def test_integers_are_read_as_floats(build, dtype, rng):
+    x, layer = rng.integers(0, 9, (2, 9, CHANNELS)).astype(dtype), build()
+    expected = layer(x.astype("float32"))
+    with scope.opened(scope.Stream()):
+        streamed = layer(x)
+    for found in (layer(x), streamed):
+        assert keras.backend.standardize_dtype(found.dtype) == "float32"
+        assert_close(found, expected, 1e-6)
+
+
 @pytest.mark.parametrize("floatx", ["float64", "float16"])
 def test_other_default_float_types_train_and_stream(build, floatx, rng):
     policy = keras.config.dtype_policy()

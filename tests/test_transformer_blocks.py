@@ -444,6 +444,12 @@ def test_a_gate_can_be_quantised(rng):
     assert_close(model(data), before, 0.05)  # int8 keeps 7 bits
 
 
+@pytest.mark.parametrize("cls", [TransformerEncoder, TransformerDecoder])
+def test_integers_are_read_as_floats(cls, rng):
+    block, x = cls(9, attention=attention()), rng.integers(0, 9, (2, 5, 7)).astype("int16")
+    assert_close(block(x), block(x.astype("float32")), 0)
+
+
 def test_a_block_says_what_is_wrong_with_its_inputs(rng):
     x, y = inputs(rng, 2, 6, 8), inputs(rng, 2, 5, 7)
     with pytest.raises(ValueError, match=r"`inputs` must have shape \(batch, steps, features\)"):

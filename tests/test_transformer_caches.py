@@ -24,6 +24,7 @@ CROSS = {
     "linear": lambda: LinearAttention(2, 4),
     "norm": lambda: LinearAttention(2, 4, use_query_key_norm=True),
     "performer": lambda: PerformerAttention(2, 4, num_random_features=8, seed=3),
+    "gated": lambda: LinearAttention(2, 4, use_gate=True),
 }
 
 
@@ -50,8 +51,13 @@ def test_every_state_is_a_cache(case, rng):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"position": Rotary()}, {"use_query_key_norm": True, "logit_soft_cap": 1.0}],
-    ids=["plain", "rotary", "capped"],
+    [
+        {},
+        {"position": Rotary()},
+        {"use_query_key_norm": True, "logit_soft_cap": 1.0},
+        {"use_gate": True, "sliding_window": 3},
+    ],
+    ids=["plain", "rotary", "capped", "gated"],
 )
 def test_keys_and_values_are_a_cache(options, rng):
     attention = SoftmaxAttention(4, 3, num_key_value_heads=2, **options)
@@ -70,9 +76,13 @@ def test_keys_and_values_are_a_cache(options, rng):
     assert_close(same, full, EXACT)
 
 
-@pytest.mark.parametrize("position", [None, Rotary()])
-def test_keys_and_values_of_an_encoder_are_a_cache(position, rng):
-    attention = SoftmaxAttention(2, 4, position=position)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"position": Rotary()}, {"use_gate": True, "sliding_window": 3}],
+    ids=["plain", "rotary", "gated"],
+)
+def test_keys_and_values_of_an_encoder_are_a_cache(options, rng):
+    attention = SoftmaxAttention(2, 4, **options)
     block = TransformerDecoder(9, attention=attention)
     x, y = inputs(rng, 2, STEPS, 8), inputs(rng, 2, ENCODED, 7)
     mask = mask_of((ENCODED, 2), ENCODED)
@@ -116,6 +126,27 @@ def test_sums_of_an_encoder_are_a_cache(kind, rng):
         index = None
     assert_close(np.concatenate(outputs, axis=1), whole, EXACT)
     assert sum(np.size(v) for v in caches[1].values()) == size
+
+
+def test_the_sums_of_an_encoder_are_dropped_in_training(rng):
+    x, y = inputs(rng, 2, STEPS, 8), inputs(rng, 2, ENCODED, 7)
+    cross = LinearAttention(2, 4, dropout=0.999)
+    block = TransformerDecoder(9, attention=LinearAttention(2, 4), cross_attention=cross)
+    block(x, y)
+
+    def outputs(training):
+        return block(
+            x,
+            y,
+            self_attention_cache=block.initial_self_attention_cache(2),
+            self_attention_cache_update_index=0,
+            cross_attention_cache=block.initial_cross_attention_cache(2),
+            cross_attention_cache_update_index=0,
+            training=training,
+        )[0]
+
+    assert_close(outputs(False), block(x, y), EXACT)
+    assert np.abs(np.asarray(outputs(True)) - outputs(False)).max() > 0.1
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan])
@@ -223,6 +254,16 @@ def test_a_state_does_not_read_a_step_twice(rng):
         block(x[:, :1], self_attention_cache=cache, self_attention_cache_update_index=2)
 
 
+def test_a_full_state_reads_no_more_steps(rng):
+    attention = CosFormerAttention(2, 4, max_length=4)
+    block, x = TransformerDecoder(9, attention=attention), inputs(rng, 2, STEPS, 8)
+    whole, cache = block(x[:, :4]), block.initial_self_attention_cache(2)
+    found, cache = in_pieces(block, x[:, :4], cache)
+    assert_close(found, whole, EXACT)
+    with pytest.raises(ValueError, match=r"self_attention' is full: at most 4 steps.*: 5 steps"):
+        block(x[:, 4:5], self_attention_cache=cache, self_attention_cache_update_index=4)
+
+
 def test_a_cache_without_a_meaning_is_refused(rng):
     x, y = inputs(rng, 2, 3, 8), inputs(rng, 2, 3, 7)
     linear, softmax, cross = (
@@ -233,8 +274,11 @@ def test_a_cache_without_a_meaning_is_refused(rng):
         linear.initial_self_attention_cache(2)
     linear(x), softmax(x), cross(x, y)
     state, pairs = linear.initial_self_attention_cache(2), np.zeros((2, 2, 3, 2, 4))
+    other = {f"cos_former_attention_0_{name}": state["steps"] for name in ("sums", "position")}
     for block, cache, arguments, message in [
         (linear, pairs, {}, "has no cache of keys and values"),
+        (linear, other, {}, r"must have 'steps'.*cache with \['cos_former_attention_0_sums', "),
+        (linear, other | {"steps": state["steps"]}, {}, r"must have \['linear_attention_0_sums'\]"),
         (linear, state, {"self_attention_cache_update_index": None}, "the number of steps before"),
         (linear, state, {"use_causal_mask": False}, "leave `use_causal_mask` True"),
         (linear, state, {"decoder_attention_mask": np.ones((2, 1, 3))}, "keeps no single steps"),
@@ -252,6 +296,10 @@ def test_a_cache_without_a_meaning_is_refused(rng):
         softmax.initial_cross_attention_cache(2)
     with pytest.raises(ValueError, match=r"CosFormerAttention\) has no state that could be"):
         cross.initial_cross_attention_cache(2)
+    convolved = TransformerDecoder(9, attention=LinearAttention(2, 4, conv_size=3))
+    convolved(x, y)
+    with pytest.raises(ValueError, match="without `position` and `conv_size`"):
+        convolved.initial_cross_attention_cache(2)
     with (
         scope.opened(scope.Stream()),
         pytest.raises(ValueError, match="the state is that of the stream"),

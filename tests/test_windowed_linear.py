@@ -190,7 +190,7 @@ def test_means_give_the_outputs_of_sums(rng):
         ):
             y, state = stream(piece, state, real)
             outputs.append(np.where(real[..., None], y, 0))
-        sums = next(value for name, value in state.items() if name.endswith("sums"))
+        sums = next(x for name, x in state.items() if name.endswith(("sums", "means")))
         found.append((np.concatenate(outputs, axis=1), np.abs(sums).max()))
     assert_close(found[1][0], found[0][0], 1e-6)
     assert found[1][1] < found[0][1] / 4

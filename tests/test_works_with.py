@@ -256,7 +256,12 @@ LINES = [
         "outputs within 10 % of the largest, whole and in a stream",
         int8,
     ),
-    Line("`keras.remat`", "a function that calls a layer has the same gradients", remat_function),
+    Line(
+        "`keras.remat`",
+        "a function that calls a layer has the same gradients, if nothing in it changes from call "
+        "to call, such as dropout",
+        remat_function,
+    ),
     Line("`keras.remat` (JAX)", "the same", program("remat_on_jax"), ("jax",)),
     Line(
         "`keras.RematScope`",

@@ -170,7 +170,7 @@ def _draw_reach(
     """Draw the curves of `mass_within`, and return the colour of each name."""
     colours = {}
     for name, one in weights.items():
-        powers = 2 ** np.arange(np.ceil(np.log2(np.shape(one)[-1])))
+        powers = 2 ** np.arange(max(1, np.ceil(np.log2(np.shape(one)[-1]))))
         steps = powers if distances is None else distances
         line = axes.plot(steps, mass_within(one, steps, seen).mean(0), marker=".", label=name)
         colours[name] = line[0].get_color()

@@ -80,7 +80,8 @@ def mass_within(weights: Any, distance: Any, seen: Any = None) -> np.ndarray:
     t, s = rows.shape[2:]
     apart = np.abs(np.arange(t)[:, None] - np.arange(s))
     near = [_mean(np.sum(rows * (apart <= n), axis=-1), axis=(0, 2)) for n in distance.ravel()]
-    return np.stack(near, axis=-1).reshape(rows.shape[1], *distance.shape)
+    heads = rows.shape[1]
+    return np.reshape(near, (distance.size, heads)).T.reshape(heads, *distance.shape)
 
 
 def entropy(weights: Any, seen: Any = None, relative: bool = True) -> np.ndarray:

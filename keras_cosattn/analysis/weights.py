@@ -8,9 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cosattn import scope
+from keras_cosattn import masks, scope
 from keras_cosattn.attention import Attention
-from keras_cosattn.ops import timesteps
 
 
 def attention_weights(
@@ -33,7 +32,8 @@ def attention_weights(
         and so on. Rows of masked queries and columns of masked keys are zero.
 
     Raises:
-        ValueError: if the model is not built, or calls no attention layer of this package.
+        ValueError: if the model is not built, calls no attention layer of this package, or calls
+            one that cannot give its weights.
 
     Example:
     >>> import keras
@@ -78,7 +78,8 @@ def seen_keys(
         causal: bool: query t sees keys s <= t, where only valid steps count. Defaults to `False`.
         query_mask: `(b, t)`, True where a query is valid. If queries and keys are the same steps,
             it is also the default of `key_mask`.
-        key_mask: `(b, s)`, True where a key is valid.
+        key_mask: `(b, s)`, True where a key is valid. If t = s, with `causal` and without
+            `query_mask` it is the mask of the queries, too, as in a layer.
         segment_ids: `(b, t)`, integers: a step sees its own run of equal ids only. Queries and keys
             are then the same steps.
 
@@ -89,18 +90,12 @@ def seen_keys(
            [1, 1, 0],
            [1, 1, 1]])
     """
-    if s is None:
-        s, key_mask = t, query_mask if key_mask is None else key_mask
-    query_mask, key_mask = (
-        None if mask is None else ops.cast(mask, "bool") for mask in (query_mask, key_mask)
+    if s is None and key_mask is None:
+        key_mask = query_mask
+    seen = masks.combined_mask(
+        t, s, query_mask=query_mask, value_mask=key_mask, segment_ids=segment_ids, causal=causal
     )
-    if segment_ids is not None:
-        segment_ids = timesteps.segment_numbers(ops.convert_to_tensor(segment_ids))
-    seen = timesteps.pair_mask(
-        t, s, query_mask=query_mask, key_mask=key_mask, segments=segment_ids, causal=causal
-    )
-    array = np.ones((1, 1, t, s), bool) if seen is None else ops.convert_to_numpy(seen)
-    return np.broadcast_to(array, (len(array), 1, t, s))
+    return np.expand_dims(ops.convert_to_numpy(seen), 1)
 
 
 def to_numpy(x: Any) -> np.ndarray:

@@ -31,6 +31,19 @@ def check_aggregator(aggregator: Any) -> Any:
     return aggregator
 
 
+def for_levels(aggregator: Any, number: int) -> tuple[str | None, list[keras.Layer], Any]:
+    """Return the name of a weighted mean, or a layer for each level; and the saved form.
+
+    The copies of a layer are not built, as the inputs of the levels may differ.
+    """
+    if not isinstance(aggregator, keras.Layer):
+        return aggregator, [], aggregator
+    config = aggregator.get_config()
+    config.pop("build_input_shape", None)  # of a Sequential
+    copies = [type(aggregator).from_config(config) for _ in range(number)]
+    return None, copies, keras.saving.serialize_keras_object(copies[0])
+
+
 def output_width(aggregator: keras.Layer, size: int, width: int, owner: str) -> int:
     """Return the number of features that a layer makes of units of `size` steps.
 

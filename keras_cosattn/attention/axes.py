@@ -141,7 +141,8 @@ class Folding:
             found = sizes[position : position + len(group)]
             if not all(_broadcasts(n, full) for n, full in zip(found, group, strict=True)):
                 raise ValueError(self._mask_message(mask))
-            groups.append(found if found == (1,) * len(group) else group)
+            are_ones = all(isinstance(n, int) and n == 1 for n in found)
+            groups.append(found if are_ones else group)
             position += len(group)
         whole = ops.broadcast_to(whole, [n for group in groups for n in group])
         return ops.reshape(whole, _sizes([math.prod(group) for group in groups]))

@@ -102,7 +102,7 @@ class BucketedAttention(CachedAttention):
             past["chunk"],
         )
         distance = ops.expand_dims(positions, (1, 3)) - ops.expand_dims(slots, (1, 2))
-        bias = ops.where(distance == 0, buckets.LAST_SCORE, 0.0) if self.own_key_last else None
+        bias = buckets.own_key_bias(distance == 0, self.sum_dtype) if self.own_key_last else None
         allowed = ops.logical_and(allowed, distance >= 0)
         mixed = fused.attend(q, k, past["value"], allowed, bias)
         return self.dropout_layer(mixed, training=training)

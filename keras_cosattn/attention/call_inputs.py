@@ -142,7 +142,7 @@ def read_call(
         "a stream is one sequence": stream is not None and not to_constants,
         "the layer compares the steps of one sequence": "cross" in layer.cannot,
         "a causal call without `query_mask` takes the mask of the values for both": (
-            use_causal_mask and query_mask is None and key_mask is not None
+            timesteps.queries_take_mask_of_keys(query_mask, key_mask, use_causal_mask)
         ),
         "`attention_mask` is causal": factors.causal,
     }

@@ -40,7 +40,8 @@ class ClusteredRoutingAttention(BucketedAttention):
 
     In training each centroid c moves, after the outputs are computed, to
     `decay c + (1 - decay) mean of its nearest x`. A centroid without such x stays. Centroids also
-    stay if the layer is not trainable, and in inference.
+    stay if the layer is not trainable, and in inference. In training the layer must not be called
+    in `keras.remat`, which calls it twice: the centroids would move between the two calls.
 
     The layer attends in both directions or causally, and inside packed sequences. It cannot do
     cross-attention. A `position` that rotates or encodes changes the scores and not the clusters.
@@ -150,14 +151,16 @@ class ClusteredRoutingAttention(BucketedAttention):
         centroids = unit(ops.convert_to_tensor(self.centroids))
         return ops.einsum("bthd,hkd->bthk", ops.stop_gradient(x), centroids)
 
-    def _mix(self, q, k, v, layout, training):
-        if layout.causal and self.strict:
-            mixed = super()._mix(q, k, v, layout, training)
-        else:
-            mixed = self._mix_members(q, v, layout, training)
+    def _attend(self, q, k, v, layout, training, return_weights):
+        mixed, weights = super()._attend(q, k, v, layout, training, return_weights)
         if training and self.trainable:
             self._move_centroids(q, layout.key_mask)
-        return mixed
+        return mixed, weights
+
+    def _mix(self, q, k, v, layout, training):
+        if layout.causal and self.strict:
+            return super()._mix(q, k, v, layout, training)
+        return self._mix_members(q, v, layout, training)
 
     def _mix_members(self, q, v, layout, training):
         mask, segments = layout.key_mask, layout.segments

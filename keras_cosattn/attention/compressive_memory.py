@@ -102,6 +102,7 @@ class CompressiveMemoryAttention(Attention):
         slot, state = stream.read(
             self,
             ops.shape(q)[0],
+            averages=True,
             key=((length, heads, self.key_dim), self.compute_dtype),
             value=((length, heads, self.value_dim), self.compute_dtype),
             position=((), "int32"),

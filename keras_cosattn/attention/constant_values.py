@@ -25,8 +25,8 @@ def check_queries_are_independent(layer: Any) -> None:
         raise ValueError(
             f"{layer.path} ({type(layer).__name__}) cannot stream in cross-attention: its outputs "
             "depend on the positions of the queries or on other queries. Use SoftmaxAttention, "
-            "LinearAttention or PerformerAttention, without `position` and `sliding_window`, as "
-            "`cross_attention`."
+            "LinearAttention or PerformerAttention, without `position`, `sliding_window` and "
+            "`conv_size`, as `cross_attention`."
         )
 
 

@@ -43,6 +43,7 @@ class DecayedAttention(SumsAttention):
 
     bounded = True
     convolves_in_loop = True
+    always_applies_silu = False  # also to q, k and v that pass no convolution
     fades_evenly = False  # by `_rates` at each step
     gates_before_norm = False
     delta_rule = False
@@ -149,11 +150,13 @@ class DecayedAttention(SumsAttention):
         return mixed, {**state, **position_state}
 
     def _prepare(self, steps, state, runs, convolve_values):
-        """Convolve, and make the features. See `decayed_attention`."""
+        """Convolve, or apply SiLU alone, and make the features. See `decayed_attention`."""
         steps, state = dict(steps), dict(state)
-        convolved = ("q", "k", "v") if convolve_values else ("q", "k")
-        for name in convolved if self.conv_size else ():
-            steps[name] = self.convolutions(name, steps[name], state, steps.get("mask"), runs)
+        for name in ("q", "k", "v") if convolve_values else ("q", "k"):
+            if self.conv_size:
+                steps[name] = self.convolutions(name, steps[name], state, steps.get("mask"), runs)
+            elif self.always_applies_silu:
+                steps[name] = ops.silu(arrays.accumulate(steps[name]))
         steps = self._prepared(steps)
         positions = steps.pop("positions", None)
         if self.position is not None:

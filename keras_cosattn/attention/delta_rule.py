@@ -80,6 +80,7 @@ class DeltaRuleAttention(DecayedAttention):
     """
 
     delta_rule = True
+    always_applies_silu = True
 
     def __init__(
         self,
@@ -111,10 +112,8 @@ class DeltaRuleAttention(DecayedAttention):
             return
         size = self.key_dim if self.gated == "channel" else 1
         self.decay_dense = self._gate_dense("decay", query_shape, heads * size)
-        self.log_rate = self._sum_weight("A_log", (heads, 1), step_sizes.log_rates(self.seed))
-        self.step_bias = self._sum_weight(
-            "dt_bias", (heads, size), step_sizes.step_biases(self.seed)
-        )
+        self.log_rate = self._sum_weight("A_log", (heads, 1), step_sizes.log_rates())
+        self.step_bias = self._sum_weight("dt_bias", (heads, size), step_sizes.step_biases())
 
     def _gates(self, query):
         gates = {"beta": self.beta_dense(query)}
@@ -124,8 +123,6 @@ class DeltaRuleAttention(DecayedAttention):
 
     def _prepared(self, steps):
         q, k, v = (arrays.accumulate(steps[name]) for name in ("q", "k", "v"))
-        if self.conv_size is None:
-            q, k, v = ops.silu(q), ops.silu(k), ops.silu(v)
         q, k = self._for_each_head(unit_norm(q) * self.key_dim**-0.5, unit_norm(k))
         beta = ops.sigmoid(arrays.accumulate(steps["beta"]))
         steps = {

@@ -59,8 +59,8 @@ class HierarchicalAttention(Attention):
     top level does not attend to them. Dropout is applied to the attention weights.
 
     The weights of `return_attention_scores` are the shares of each step in what all levels mix.
-    They sum to the number of levels. They do not mix the values to the output, because each level
-    has its own values.
+    They sum to the number of levels of which the step gets something. They do not mix the values to
+    the output, because each level has its own values.
 
     Where this differs from the papers: Yang et al. classify whole documents. Here each step gets
     the results of its units. Their pooling has a hidden layer; here it is
@@ -133,11 +133,8 @@ class HierarchicalAttention(Attention):
         self.max_units = optional(positive, "max_units", max_units)
         self.max_length = optional(positive, "max_length", max_length)
         aggregator = aggregators.check_aggregator(aggregator)
-        self._pooling = None if isinstance(aggregator, keras.Layer) else aggregator
-        self.aggregators = []
-        if self._pooling is None:
-            config = aggregator.get_config()
-            self.aggregators = [type(aggregator).from_config(config) for _ in unit_sizes]
+        found = aggregators.for_levels(aggregator, len(unit_sizes))
+        self._pooling, self.aggregators, self._saved_aggregator = found
 
     @property
     def aggregator(self) -> str | keras.Layer:
@@ -294,7 +291,7 @@ class HierarchicalAttention(Attention):
         return {
             **super().get_config(),
             "unit_sizes": self.unit_sizes,
-            "aggregator": self._pooling or keras.saving.serialize_keras_object(self.aggregator),
+            "aggregator": self._saved_aggregator,
             "max_units": self.max_units,
             "max_length": self.max_length,
         }

@@ -67,6 +67,7 @@ class Mamba2Attention(DecayedAttention):
     """
 
     uses_conv_bias = True
+    always_applies_silu = True
     gates_before_norm = True
     num_groups: int
 
@@ -93,8 +94,8 @@ class Mamba2Attention(DecayedAttention):
     def _build_gates(self, query_shape):
         heads = self.num_key_value_heads
         self.step_dense = self._gate_dense("dt", query_shape, heads)
-        self.log_rate = self._sum_weight("A_log", (heads,), step_sizes.log_rates(self.seed))
-        self.step_bias = self._sum_weight("dt_bias", (heads,), step_sizes.step_biases(self.seed))
+        self.log_rate = self._sum_weight("A_log", (heads,), step_sizes.log_rates())
+        self.step_bias = self._sum_weight("dt_bias", (heads,), step_sizes.step_biases())
         self.skip = self._sum_weight("D", (self.num_heads, 1), "ones")
         self.norm_scale = self._sum_weight("norm_scale", (self.num_heads, self.value_dim), "ones")
 
@@ -103,8 +104,6 @@ class Mamba2Attention(DecayedAttention):
 
     def _prepared(self, steps):
         q, k, v = (arrays.accumulate(steps[name]) for name in ("q", "k", "v"))
-        if self.conv_size is None:
-            q, k, v = ops.silu(q), ops.silu(k), ops.silu(v)
         z = arrays.accumulate(steps["dt"])
         size = step_sizes.step_size(z, ops.convert_to_tensor(self.step_bias))
         log_decay = step_sizes.log_decay(size, ops.convert_to_tensor(self.log_rate))

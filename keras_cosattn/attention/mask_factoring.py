@@ -55,7 +55,7 @@ def factor(
         mask = folding.fold_attention_mask(mask)
     shape = _check_shape(layer, mask, query_shape[1], value_shape[1])
     if shape[1] == 1 and shape[2] == 1:
-        return Factors(key_mask=_as_bool(ops.reshape(mask, (-1, mask.shape[-1]))))
+        return Factors(key_mask=_as_bool(ops.reshape(mask, (-1, ops.shape(mask)[-1]))))
     if layer.accepts_attention_mask:
         return Factors(attention_mask=_as_bool(mask))
     known = limits.known_value(mask)

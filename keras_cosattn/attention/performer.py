@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_cosattn.attention.arguments import optional, own_copy, positive, saved_form
+from keras_cosattn.attention.arguments import not_negative, optional, own_copy, positive, saved_form
 from keras_cosattn.attention.sums import SumsAttention
 from keras_cosattn.feature_maps import PositiveFeatures, TrigonometricFeatures
 from keras_cosattn.ops.linear import linear_attention, linear_weights
@@ -63,8 +63,8 @@ class PerformerAttention(SumsAttention):
             Without it each layer draws another projection.
 
     Raises:
-        ValueError: If `features` or `seed` has another type, or for a `position` that is no
-            rotation.
+        ValueError: If `features` or `seed` has another type, if `seed` is negative, or for a
+            `position` that is no rotation.
 
     Example:
     >>> import numpy as np
@@ -104,8 +104,7 @@ class PerformerAttention(SumsAttention):
                 "`features` must be `PositiveFeatures()` or `TrigonometricFeatures()`. "
                 f"Received: features={features!r}"
             )
-        if not isinstance(self.seed, int | None):
-            raise ValueError(f"`seed` must be an integer or None. Received: seed={self.seed!r}")
+        self.seed = optional(not_negative, "seed", self.seed)
         self.chunk_size = optional(positive, "chunk_size", chunk_size)
         self.block_size = optional(positive, "block_size", block_size)
 

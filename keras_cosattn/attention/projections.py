@@ -190,6 +190,10 @@ class HeadProjections(Keras3Only, keras.layers.Layer):
         mixed = ops.cast(mixed, self.compute_dtype)
         return ops.multiply(mixed, self.gate_dense(query)) if self.use_gate else mixed
 
+    def _project_back(self, query, mixed):
+        """The outputs `(b, t, m)` of what each query gets, `mixed (b, t, h, e)`."""
+        return self.output_dense(self._gated(query, mixed))
+
     def _heads(self, name, shape, heads, size, activation=None):
         dense = keras.layers.EinsumDense(
             "btm,mhd->bthd",

@@ -70,7 +70,8 @@ class RecurrentMemoryAttention(Attention):
             `seed`.
 
     Raises:
-        ValueError: If there are memory tokens and `output_shape` is not the input's width.
+        ValueError: If there are memory tokens, and `output_shape` is not the input's width or
+            there is an `activity_regularizer`.
 
     Example:
     >>> import numpy as np
@@ -105,6 +106,13 @@ class RecurrentMemoryAttention(Attention):
         self.memory_length = not_negative("memory_length", memory_length)
         self.num_memory_tokens = not_negative("num_memory_tokens", num_memory_tokens)
         self.block_size = optional(positive, "block_size", block_size)
+        if self.num_memory_tokens and self._activity_regularizer is not None:
+            raise ValueError(
+                "`activity_regularizer` must be None with memory tokens, which are projected in a "
+                "loop. Use `num_memory_tokens=0`, or a regularizer of the kernels. Received: "
+                f"activity_regularizer={self._activity_regularizer}, "
+                f"num_memory_tokens={num_memory_tokens}"
+            )
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)
@@ -256,7 +264,7 @@ class RecurrentMemoryAttention(Attention):
         group = self.num_heads // self.num_key_value_heads
         q = arrays.fold_groups(self._queries(ops.cast(x, self.compute_dtype)), group)
         mixed = arrays.unfold_groups(dense.attend(q, k, v, allowed)[0], group)
-        new = self.output_dense(self._gated(x, mixed))
+        new = self._project_back(x, mixed)
         return ops.reshape(_unit_scale(x + ops.cast(new, x.dtype)), ops.shape(tokens))
 
     def get_config(self):

@@ -33,10 +33,10 @@ class RoutedAttention(Attention):
 
     With `routing_iterations` the weights are routed by agreement: a path gets more weight if its
     output u_p has the direction of the weighted sum (Sabour et al.). With `top_k` each step keeps
-    its k largest weights, renormalised (Shazeer et al.). With `load_balancing` training adds the
-    loss `load_balancing p sum_p f_p P_p` (Fedus et al.): f_p is the share of the steps that have
-    path p among their (k) largest weights, and P_p is its mean weight before `top_k`. Masked steps
-    do not count.
+    its k largest weights, renormalised (Shazeer et al.), so with k = 1 only `load_balancing` trains
+    W_r. With `load_balancing` training adds the loss `load_balancing p sum_p f_p P_p` (Fedus et
+    al.): f_p is the share of path p in all choices of the (k) largest weights, and P_p is its mean
+    weight before `top_k`. Masked steps do not count.
 
     The weights of `return_attention_scores` are `sum_p r_tp W_p`, for each head. They do not mix
     the values to the output, because each path has its own values and output projection, and the
@@ -69,7 +69,7 @@ class RoutedAttention(Attention):
     >>> import numpy as np
     >>> from keras_cosattn import LinearAttention, RoutedAttention, SegmentedAttention
     >>> paths = [LinearAttention(2, 4), SegmentedAttention(2, 4, segment_length=4)]
-    >>> layer = RoutedAttention(paths, top_k=1)
+    >>> layer = RoutedAttention(paths, load_balancing=0.01)
     >>> x = np.ones((1, 10, 8), "float32")
     >>> tuple(layer(x, x).shape)
     (1, 10, 8)
@@ -260,9 +260,10 @@ def _as_layer(path):
 
 
 def _check_paths(paths, options):
-    if not paths or not all(isinstance(path, Attention) for path in paths):
+    can = [isinstance(path, Attention) and not isinstance(path, RoutedAttention) for path in paths]
+    if not paths or not all(can):
         raise ValueError(
-            "`paths` must be attention layers of keras_cosattn, such as "
+            "`paths` must be attention layers of keras_cosattn, not routed themselves, such as "
             f"[CosFormerAttention(4, 64), SoftmaxAttention(4, 64)]. Received: paths={paths!r}"
         )
     names = {

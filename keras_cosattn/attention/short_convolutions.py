@@ -41,7 +41,7 @@ class ShortConvolutions:
             self.kernels[name] = layer.add_weight(
                 name=f"{NAMES[name]}_conv",
                 shape=(size, *shape),
-                initializer=keras.initializers.RandomUniform(-largest, largest, layer.seed),
+                initializer=keras.initializers.RandomUniform(-largest, largest),
                 **options,
             )
             if use_bias:

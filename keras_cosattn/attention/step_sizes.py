@@ -14,9 +14,9 @@ LARGEST_RATE = 16.0
 SMALLEST_STEP, LARGEST_STEP = 1e-3, 1e-1
 
 
-def log_rates(seed: int | None) -> Any:
+def log_rates() -> Any:
     """Return an initializer of A_log: logs of rates between 1 and 16, all equally likely."""
-    uniform = keras.initializers.RandomUniform(1.0, LARGEST_RATE, seed=seed)
+    uniform = keras.initializers.RandomUniform(1.0, LARGEST_RATE)
 
     def initialise(shape: Any, dtype: Any = None) -> Tensor:
         return ops.log(uniform(shape, dtype))
@@ -24,11 +24,9 @@ def log_rates(seed: int | None) -> Any:
     return initialise
 
 
-def step_biases(seed: int | None) -> Any:
+def step_biases() -> Any:
     """Return an initializer of dt_bias: step sizes of 0.001 to 0.1, their logs equally likely."""
-    uniform = keras.initializers.RandomUniform(
-        math.log(SMALLEST_STEP), math.log(LARGEST_STEP), seed=seed
-    )
+    uniform = keras.initializers.RandomUniform(math.log(SMALLEST_STEP), math.log(LARGEST_STEP))
 
     def initialise(shape: Any, dtype: Any = None) -> Tensor:
         step = ops.exp(uniform(shape, dtype))

@@ -135,10 +135,10 @@ class SumsAttention(Attention):
         mixed, _ = self._sums(q, k, v, layout, None)
         return self.dropout_layer(mixed, training=training), weights
 
-    def attend_to_state(self, query: Any, stream: Stream) -> Any:
+    def attend_to_state(self, query: Any, stream: Stream, training: bool | None) -> Any:
         """Return what queries `(b, t, m)` get of the sums in a stream's state, `(b, t, m)`.
 
-        The state stays as it is: no step is added to it.
+        The state stays as it is: no step is added to it. The layer must not convolve the queries.
         """
         q = self._queries(query)
         b, t = ops.shape(q)[:2]
@@ -148,7 +148,7 @@ class SumsAttention(Attention):
         _, state = stream.read(self, b, **self._state_spec())
         layout = CallLayout(t, t, key_mask=ops.zeros((b, t), "bool"), causal=True)
         mixed, _ = self._sums(q, k, v, layout, state)
-        return self.output_dense(ops.cast(mixed, self.compute_dtype))
+        return self._project_back(query, self.dropout_layer(mixed, training=training))
 
     def _attend_in_stream(self, q, k, v, layout, stream, training):
         spec = {**self._state_spec(), **self._convolution_spec()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +140,8 @@ class WindowedLinearAttention(Attention):
         logit = ops.cast(ops.convert_to_tensor(self.window_factor), q.dtype)
         inverse = 1.0 + ops.exp(-ops.maximum(logit, LEAST_LOGIT))
         if isinstance(self.feature_map, HedgehogFeatures) and not self.feature_map.normalized:
-            inverse = inverse * math.exp(-pointwise_features.LARGEST_QUERY)
+            least = pointwise_features.SMALLEST_NUMBER
+            q = q / ops.max(q, axis=-1, keepdims=True, initial=least)
         return q * ops.expand_dims(inverse, 1), k
 
     def _mix(self, q, k, v, layout, training):
@@ -149,7 +149,7 @@ class WindowedLinearAttention(Attention):
         return self.dropout_layer(mixed, training=training)
 
     def _attend_in_stream(self, q, k, v, layout, stream, training):
-        slot, state = stream.read(self, ops.shape(q)[0], **self._state_spec())
+        slot, state = stream.read(self, ops.shape(q)[0], averages=True, **self._state_spec())
         positions = timesteps.positions(
             layout.query_steps, layout.query_mask, start=state["position"]
         )

@@ -206,5 +206,5 @@ def _join(x, more, n):
         b, m = ops.shape(more)[:2]
         width = m * math.prod(x.shape[2:])
         each = ops.broadcast_to(ops.reshape(more, (b, 1, width)), (b, n, width))
-        more = ops.reshape(each, (-1, m, *x.shape[2:]))
+        more = ops.reshape(each, (ops.shape(x)[0], m, *x.shape[2:]))  # m may be 0
     return ops.concatenate([x, more], axis=1)

@@ -86,7 +86,7 @@ def bucket_attention(
 
     def own_last(q, k, q_positions, k_positions):
         own = ops.equal(ops.expand_dims(q_positions, 2), ops.expand_dims(k_positions, 1))
-        return q, k, ops.expand_dims(ops.where(own, LAST_SCORE, 0.0), 1)
+        return q, k, ops.expand_dims(own_key_bias(own, arrays.sum_dtype(q)), 1)
 
     mixed, totals = attend_in_blocks(
         take_rows(q, order, r),
@@ -105,6 +105,11 @@ def bucket_attention(
     mixed = _merge(ops.reshape(mixed, (-1, r, t, v.shape[3] + 1)))
     mixed = ops.transpose(ops.reshape(mixed, (-1, h, t, v.shape[3])), (0, 2, 1, 3))
     return arrays.zero_masked(mixed, mask)
+
+
+def own_key_bias(own: Tensor, dtype: str) -> Tensor:
+    """Return `LAST_SCORE` where a step meets its own key, as the bool tensor `own` says, else 0."""
+    return ops.where(own, LAST_SCORE, ops.zeros((), dtype))
 
 
 def largest(x: Tensor) -> Tensor:

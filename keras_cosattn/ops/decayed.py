@@ -134,7 +134,7 @@ def _both_ways(sums_of_block, steps, sums, segments, size):
     out, state = causal_scan(step, steps, {"sums": sums}, segments, size)
     flipped = {name: ops.flip(x, axis=1) for name, x in steps.items()}
     if "log_decay" in flipped:  # between t and s lie the decays of t + 1 to s
-        flipped["log_decay"] = arrays.pad_start(flipped["log_decay"][:, :-1], 1)
+        flipped["log_decay"] = arrays.pad_start(flipped["log_decay"], 1)[:, :-1]
     later = segments[:, -1:] - ops.flip(segments, axis=1)
     strict = functools.partial(step, strict=True)
     backwards, _ = causal_scan(strict, flipped, {"sums": ops.zeros_like(sums)}, later, size)

@@ -62,7 +62,7 @@ def attend(
     if allowed is None or not may_see_nothing:
         return mixed
     # Numbers, as GPU delegates have no `any`.
-    sees = ops.max(ops.cast(allowed, mixed.dtype), axis=-1, keepdims=True)
+    sees = ops.max(ops.cast(allowed, mixed.dtype), axis=-1, keepdims=True, initial=0)
     return mixed * ops.transpose(sees, (0, 2, 1, 3))
 
 

@@ -79,7 +79,7 @@ def landmarks(x: Tensor, number: int, mask: Tensor | None = None) -> tuple[Tenso
     """
     b, t = ops.shape(x)[:2]
     position = timesteps.positions(t, mask)
-    count = ops.reshape(position[:, -1] + 1, (-1, 1))
+    count = arrays.pad_start(position, 1)[:, -1:] + 1  # there may be no steps
     landmark = ops.floor_divide(position * ops.minimum(number, count), count)
     index = ops.arange(number, dtype="int32")
     inside = ops.equal(ops.reshape(index, (1, -1, 1)), ops.expand_dims(landmark, 1))

@@ -96,6 +96,6 @@ def load_balance(weights: Tensor, chosen: Tensor, mask: Tensor | None = None) ->
 
 def _mean_of_steps(x, mask):
     if mask is None:
-        return ops.mean(x, axis=(0, 1))
+        mask = ops.ones(ops.shape(x)[:2], "bool")
     count = ops.maximum(ops.sum(ops.cast(mask, x.dtype)), 1)
     return ops.sum(arrays.zero_masked(x, mask), axis=(0, 1)) / count

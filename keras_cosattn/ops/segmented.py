@@ -153,7 +153,7 @@ def _summaries_in_stream(k, v, mask, state, size, summarise):
         "index": rank * size - ops.expand_dims(position, 1),
         "position": rank * size + (size - 1) // 2 + ops.zeros((b, 1), "int32"),
         "valid": (rank + 1) * size <= ops.expand_dims(count, 1),
-        "bias": ops.full((b, m), math.log(size)),
+        "bias": ops.full((b, m), math.log(size), "float32"),
     }
 
 

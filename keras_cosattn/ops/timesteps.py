@@ -25,6 +25,13 @@ def combine(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return ops.logical_and(first, second)
 
 
+def queries_take_mask_of_keys(
+    query_mask: Tensor | None, key_mask: Tensor | None, causal: bool
+) -> bool:
+    """Whether the mask of the keys is also that of the queries: a causal call gives no other."""
+    return causal and query_mask is None and key_mask is not None
+
+
 def segment_numbers(segment_ids: Tensor | None) -> Tensor | None:
     """Number the segments 0, 1, ... along t, int32 `(b, t)`.
 

@@ -87,7 +87,7 @@ def window_attention(
         q_steps["segment"] = k_steps["segment"] = segments
     if summaries is not None:
         summaries = {**summaries, "summary": ops.ones_like(summaries["valid"])}
-        k_steps |= {"summary": ops.zeros_like(valid), "bias": ops.zeros((b, s))}
+        k_steps |= {"summary": ops.zeros_like(valid), "bias": ops.zeros((b, s), "float32")}
     length = before * size
     k_steps = _steps_after_history(k_steps, state, length)
     if memory is not None:
@@ -160,5 +160,5 @@ def _steps_after_history(steps, state, length):
     if "segment" in steps:
         history["segment"] = ops.full((b, length), -1, "int32")
     if "summary" in steps:
-        history |= {"summary": ops.zeros_like(valid), "bias": ops.zeros((b, length))}
+        history |= {"summary": ops.zeros_like(valid), "bias": ops.zeros((b, length), "float32")}
     return {name: ops.concatenate([history[name], x], axis=1) for name, x in steps.items()}

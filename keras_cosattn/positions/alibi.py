@@ -33,8 +33,9 @@ def slopes(heads: int) -> np.ndarray:
 class ALiBi(Position):
     """A penalty that grows with the distance: `score_ts - slope_h |t - s|`.
 
-    There are no weights: head i of h has the slope `2^(-8 i / h)`. In attention that is not causal,
-    the distance counts in both directions. The cost is O(t s) for each head.
+    There are no weights: head i of h has the slope `2^(-8 i / h)` if h is a power of two. In
+    attention that is not causal, the distance counts in both directions. The cost is O(t s) for
+    each head.
 
     Args:
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.

@@ -90,6 +90,7 @@ class PositionEmbedding(Keras3Only, keras.layers.Layer):
         )
 
     def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        inputs = ops.cast(inputs, self.compute_dtype)
         b, t = ops.shape(inputs)[:2]
         stream = scope.current()
         if stream is None:

@@ -78,6 +78,7 @@ class Sinusoidal(Position):
         return add(q, q_positions), add(k, k_positions)
 
     def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        inputs = ops.cast(inputs, self.compute_dtype)
         b, t, m = ops.shape(inputs)
         stream = scope.current()
         if stream is None:

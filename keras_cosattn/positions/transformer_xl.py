@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class TransformerXL(LearnedPosition):
     """`((q_t + u) . k_s + (q_t + v) . W r_(t-s)) / sqrt(d)`, with r the sinusoid of the distance.
 
-    u and v of shape `(h, d)` and W of shape `(h, d, d)` are learned; `r_n = [sin n w_i, cos n w_i]`
-    with `w_i = base^(-2i/d)`. The sine of a difference is a sum of products of sines and cosines,
-    so the second term is an inner product of one vector for each query and one for each key. The
-    cost is O(t s d) for each head, without a vector for each pair.
+    u and v of shape `(h, d)` and W of shape `(h, d, d)`, `(h, d, d + 1)` for an odd d, are learned;
+    `r_n = [sin n w_i, cos n w_i]` with `w_i = base^(-2i/d)`. The sine of a difference is a sum of
+    products of sines and cosines, so the second term is an inner product of one vector for each
+    query and one for each key. The cost is O(t s d) for each head, without a vector for each pair.
 
     Args:
         base: float, base of the frequencies. Defaults to `10000.0`.

@@ -46,9 +46,10 @@ class TransformerDecoder(InitialCaches, TransformerBlock):
       KerasHub's rules. A `decoder_padding_mask` then covers all n slots.
     - A dict of tensors, the state of the layer's stream, for every self-attention layer that can
       stream, and in cross-attention for `LinearAttention` and `PerformerAttention` without
-      `position`. Its size is constant for the linear layers. Each step is read once and in order:
-      the index must be the number of steps before, which is checked wherever both are known. In
-      cross-attention the index 0 reads the `encoder_sequence`, and None only uses what was read.
+      `position` and `conv_size`. Its size is constant for the linear layers. Each step is read once
+      and in order: the index must be the number of steps before, which is checked wherever both are
+      known. In cross-attention the index 0 reads the `encoder_sequence`, and None only uses what
+      was read.
 
     `initial_self_attention_cache` and `initial_cross_attention_cache` make both.
 

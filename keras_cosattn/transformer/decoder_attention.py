@@ -87,7 +87,7 @@ def attend_to_encoder(
         check_memory_call(layer, index, attention_mask)
         if index is not None:
             cache = state_cache.read_memory(layer, x.shape[-1], encoded, mask)
-        return state_cache.attend_to_memory(layer, x, cache), cache
+        return state_cache.attend_to_memory(layer, x, cache, training), cache
     if cache is not None:
         start = 0 if query_start is None else query_start
         allowed = key_value_cache.allowed_pairs(layer, ops.shape(x)[1], cache, mask, attention_mask)

@@ -56,11 +56,11 @@ def attend(
         cache = ops.stack((keys, values), axis=1)
     positions = query_start + ops.arange(ops.shape(query)[1], dtype="int32")
     slots = ops.arange(ops.shape(keys)[1], dtype="int32")
-    q, k, bias = layer._encode_positions(
-        q, keys, ops.expand_dims(positions, 0), ops.expand_dims(slots, 0)
-    )
+    positions, slots = ops.expand_dims(positions, 0), ops.expand_dims(slots, 0)
+    q, k, bias = layer._encode_positions(q, keys, positions, slots)
+    allowed = layer._within_window(allowed, positions, slots)
     mixed = layer._mix_pairs(q, k, values, allowed, bias, training)
-    return layer.output_dense(ops.cast(mixed, layer.compute_dtype)), cache
+    return layer._project_back(query, mixed), cache
 
 
 def allowed_pairs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_cosattn import scope
 from keras_cosattn.ops import arrays, timesteps
@@ -20,8 +21,8 @@ class MaskedInputs(keras.layers.Layer):
         mask: Boolean tensor `(b, t)`, True for valid steps. None means Keras's implicit mask.
 
     Returns:
-        The inputs with zeros where `mask`, or the mask of the open stream, is False; and `mask`,
-        or None if there is none.
+        The inputs in the compute dtype, with zeros where `mask`, or the mask of the open stream, is
+        False; and `mask`, or None if there is none.
     """
 
     def __init__(self, **kwargs: Any):
@@ -35,4 +36,4 @@ class MaskedInputs(keras.layers.Layer):
     def call(self, inputs, mask=None):
         stream = scope.current()
         zeros = mask if stream is None else timesteps.combine(mask, stream.mask)
-        return arrays.zero_masked(inputs, zeros), mask
+        return arrays.zero_masked(ops.cast(inputs, self.compute_dtype), zeros), mask

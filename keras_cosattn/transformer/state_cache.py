@@ -76,15 +76,15 @@ def attend(
         The outputs `(b, t, m)` and the new cache.
 
     Raises:
-        ValueError: If it is known that `index` is not the number of steps that the cache has read.
+        ValueError: If the cache is of another layer, or if it is known that `index` is not the
+            number of steps that it has read, or that it is full.
     """
-    state = dict(cache)
-    steps = state.pop(STEPS)
+    steps = _steps_read(layer, cache)
     _check_index(layer, index, steps)
-    with scope.opened(scope.Stream(state)) as stream:
+    with scope.opened(scope.Stream(cache)) as stream:
         outputs = layer(x, x, value_mask=mask, use_causal_mask=True, training=training)
-    steps = steps + ops.cast(ops.shape(x)[1], "int32")
-    return outputs, {**stream.next_state, STEPS: steps}
+    outputs, state = limits.check_end(outputs, stream.next_state, stream.limits, layer.path)
+    return outputs, {**state, STEPS: steps + ops.cast(ops.shape(x)[1], "int32")}
 
 
 def initial_memory(
@@ -104,11 +104,13 @@ def read_memory(layer: Attention, width: int, encoded: Any, mask: Any) -> dict[s
         encoded: Tensor `(b, s, m')`, the encoder's output.
         mask: Boolean tensor `(b, s)`, True for valid steps, or None.
     """
-    if not isinstance(layer, LinearAttention | PerformerAttention) or layer.position is not None:
+    keeps_sums = isinstance(layer, LinearAttention | PerformerAttention)
+    if not keeps_sums or layer.position is not None or layer.conv_size is not None:
         raise ValueError(
             f"{layer.path} ({type(layer).__name__}) has no state that could be the cache of "
             "cross-attention. Use SoftmaxAttention, or LinearAttention or PerformerAttention "
-            "without `position`, as `cross_attention`; or call the block without caches."
+            "without `position` and `conv_size`, as `cross_attention`; or call the block without "
+            "caches."
         )
     queries = ops.zeros((*ops.shape(encoded)[:2], width), encoded.dtype)
     with scope.opened(scope.Stream()) as stream:
@@ -116,9 +118,21 @@ def read_memory(layer: Attention, width: int, encoded: Any, mask: Any) -> dict[s
     return stream.next_state
 
 
-def attend_to_memory(layer: Attention, query: Any, memory: dict[str, Any]) -> Any:
+def attend_to_memory(
+    layer: Attention, query: Any, memory: dict[str, Any], training: bool | None
+) -> Any:
     """Attend to what `read_memory` returned, `(b, t, m)`, without a change of it."""
-    return layer.attend_to_state(query, scope.Stream(memory))
+    return layer.attend_to_state(query, scope.Stream(memory), training)
+
+
+def _steps_read(layer, cache):
+    if STEPS not in cache:
+        raise ValueError(
+            f"{layer.path} ({type(layer).__name__}): `self_attention_cache` must have '{STEPS}', "
+            "the number of steps that it has read. Start with `initial_self_attention_cache`. "
+            f"Received: self_attention_cache with {list(cache)}"
+        )
+    return cache[STEPS]
 
 
 def _check_index(layer, index, steps):
