@@ -82,8 +82,8 @@ class Stream:
             batch: int or scalar tensor, the batch size.
             limit: int, the largest number of steps that the layer can hold. The layer's state
                 then has a tensor `position (b,)`, the number of steps so far. `None` is no limit.
-            averages: bool. Whether the layer's `sums` are means in a stream of means. They then have
-                the name `means`, so that no state of sums is taken for one of means.
+            averages: bool. Whether the layer's `sums` are means in a stream of means. There their
+                name is `means`, so that no state of sums is taken for one of means.
             **spec: for each tensor of the state its shape without the batch axis, and its dtype.
                 A layer that computes in float64 has float64 in place of float32.
 
