@@ -79,11 +79,13 @@ def inputs(tokens):
     return {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
 
 
-def batches(tokens, labels=False):
-    """Endless single windows in random order, for `fit`."""
+def batches(tokens, folder, steps_per_epoch, labels=False):
+    """Endless single windows in random order, for `fit`, from the first that `folder` lacks."""
     x = inputs(tokens[:, :-1])
     data = tf.data.Dataset.from_tensor_slices((x, tokens[:, 1:]) if labels else (x,))
-    return data.shuffle(len(tokens), seed=SEED).repeat().batch(1)
+    saved = folder / "training_metadata.json"  # of `BackupAndRestore`
+    epochs = json.loads(saved.read_text())["epoch"] if saved.exists() else 0
+    return data.shuffle(len(tokens), seed=SEED).repeat().batch(1).skip(epochs * steps_per_epoch)
 
 
 def passkey(tokenizer):
@@ -148,7 +150,7 @@ def tuned(model, tokens, steps, epochs, folder):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(rate, clipnorm=1.0), loss, jit_compile=False)
     model.fit(
-        batches(tokens, labels=True),
+        batches(tokens, folder, steps // epochs, labels=True),
         steps_per_epoch=steps // epochs,
         epochs=epochs,
         shuffle=False,
@@ -189,11 +191,11 @@ def main():
         return replace_attention(teacher, attention)
 
     def taught():
-        student = replaced()
+        student, folder = replaced(), given.folder / "transfer"
+        steps = given.transfer_steps // epochs
         transfer(
-            teacher, student, batches(train), optimizer=keras.optimizers.Adam(1e-2),
-            steps_per_epoch=given.transfer_steps // epochs, epochs=epochs,
-            backup_dir=given.folder / "transfer", shuffle=False,
+            teacher, student, batches(train, folder, steps), optimizer=keras.optimizers.Adam(1e-2),
+            steps_per_epoch=steps, epochs=epochs, backup_dir=folder, shuffle=False,
         )  # fmt: skip
         return student
 

@@ -15,7 +15,7 @@ from support import (
 )
 from variants import inputs
 
-from keras_cosattn import HierarchicalAttention, SoftmaxAttention, Streaming, scope
+from keras_cosattn import HierarchicalAttention, SoftmaxAttention, Streaming, analysis, scope
 
 EXACT = 1e-6  # the same sums, at most in another order
 WIDTH = 6
@@ -235,14 +235,27 @@ def test_a_layer_of_the_user_aggregates(given, causal, rng, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_close(loaded(x), model(x), 0)
-    with pytest.raises(ValueError, match="which a layer as `aggregator` does not give"):
+    refusal = pytest.raises(ValueError, match="which a layer as `aggregator` does not give")
+    with refusal:
         layer(x, x, return_attention_scores=True)
+    with refusal:
+        analysis.attention_weights(layer, x)
 
 
-def test_an_aggregator_of_several_layers_is_loaded_for_each_level(rng):
-    parts = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(WIDTH)])
-    layer, x = build((3, 2), aggregator=parts), inputs(rng, 2, 13, WIDTH)
-    copy = HierarchicalAttention.from_config(layer.get_config())
+def flat():
+    return keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(WIDTH)])
+
+
+def functional():
+    x = keras.Input((None, WIDTH))
+    return keras.Model(x, keras.layers.Dense(WIDTH)(keras.layers.GlobalMaxPooling1D()(x)))
+
+
+@pytest.mark.parametrize("parts", [flat, functional])
+def test_an_aggregator_of_several_layers_is_loaded_for_each_level(parts, rng):
+    layer, x = build((3, 2), aggregator=parts()), inputs(rng, 2, 13, WIDTH)
+    for _ in range(2):  # that a copy is made does not change the config of the next
+        copy = HierarchicalAttention.from_config(layer.get_config())
     copy.build(x.shape, x.shape)
     copy.set_weights(layer.get_weights())
     assert_close(copy(x, x), layer(x, x), 0)

@@ -19,6 +19,7 @@ from variants import inputs, mask_of
 
 from keras_cosattn import (
     CosFormerAttention,
+    HierarchicalAttention,
     LinearAttention,
     RoutedAttention,
     SoftmaxAttention,
@@ -322,6 +323,15 @@ def test_saves_and_loads_within_a_block(dtype, rng, tmp_path):
     assert [path.dropout for path in copy.paths] == [0.1] * 3
     assert {path.dtype_policy.name for path in copy.paths} == {dtype}
     assert copy.route_kernel.dtype == "float32"
+
+
+def test_a_path_with_a_functional_model_is_copied_again():
+    x = keras.Input((None, M))
+    largest = keras.Model(x, keras.layers.GlobalMaxPooling1D()(x))
+    layer = routed([HierarchicalAttention(HEADS, 5, unit_sizes=(3,), aggregator=largest)])
+    for _ in range(2):  # that a copy is made does not change the config of the next
+        copy = RoutedAttention.from_config(layer.get_config())
+    assert copy.paths[0].aggregator.output_shape == (None, M)
 
 
 def test_symbolic_outputs_have_the_real_shapes(rng):

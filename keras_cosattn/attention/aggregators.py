@@ -38,9 +38,7 @@ def for_levels(aggregator: Any, number: int) -> tuple[str | None, list[keras.Lay
     """
     if not isinstance(aggregator, keras.Layer):
         return aggregator, [], aggregator
-    config = aggregator.get_config()
-    config.pop("build_input_shape", None)  # of a Sequential
-    copies = [type(aggregator).from_config(config) for _ in range(number)]
+    copies = [type(aggregator).from_config(aggregator.get_config()) for _ in range(number)]
     return None, copies, keras.saving.serialize_keras_object(copies[0])
 
 

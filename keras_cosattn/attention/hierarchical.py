@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 from keras import ops
 
+from keras_cosattn import scope
 from keras_cosattn.attention import aggregators
 from keras_cosattn.attention.arguments import optional, positive
 from keras_cosattn.attention.base import Attention, Tensor
@@ -88,8 +89,8 @@ class HierarchicalAttention(Attention):
         unit_ids: Integer `(b, t)`. Runs of equal ids are the units of level 1. Not in a stream.
 
     Raises:
-        ValueError: If `return_attention_scores=True` is used with a layer as `aggregator`, or
-            `unit_ids` in a stream, or if there are more than `max_units` units.
+        ValueError: If the attention weights are asked for with a layer as `aggregator`, or
+            `unit_ids` are given in a stream, or if there are more than `max_units` units.
 
     Example:
     >>> import numpy as np
@@ -201,9 +202,10 @@ class HierarchicalAttention(Attention):
         segment_ids: Tensor | None = None,
         unit_ids: Tensor | None = None,
     ) -> Tensor:
-        if return_attention_scores and self._pooling is None:
+        wants_weights = return_attention_scores or scope.watching() is not None
+        if wants_weights and self._pooling is None:
             raise ValueError(
-                f"{self.name}: `return_attention_scores` needs the share of each step in its unit, "
+                f"{self.name}: the attention weights need the share of each step in its unit, "
                 'which a layer as `aggregator` does not give. Use "attention" or "mean".'
             )
         inputs = read_call(
@@ -291,7 +293,8 @@ class HierarchicalAttention(Attention):
         return {
             **super().get_config(),
             "unit_sizes": self.unit_sizes,
-            "aggregator": self._saved_aggregator,
+            # A copy: Keras takes the config of a functional model apart.
+            "aggregator": keras.saving.serialize_keras_object(self._saved_aggregator),
             "max_units": self.max_units,
             "max_length": self.max_length,
         }

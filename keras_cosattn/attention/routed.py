@@ -233,7 +233,8 @@ class RoutedAttention(Attention):
         return {
             **keras.layers.Layer.get_config(self),
             "num_heads": self.num_heads,  # blocks read it from the config of an attention layer
-            "paths": self._path_configs,
+            # A copy: Keras takes the config of a functional model in a path apart.
+            "paths": keras.saving.serialize_keras_object(self._path_configs),
             "routing_iterations": self.routing_iterations,
             "top_k": self.top_k,
             "load_balancing": self.load_balancing,
