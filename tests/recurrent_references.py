@@ -143,6 +143,15 @@ def each_sequence(of_one):
     return layer
 
 
+def alibi_slopes(heads):
+    """Press et al., 2022, section 3; of no power of two, as the paper's published code."""
+    if heads & (heads - 1) == 0:
+        start = 2 ** (-8 / heads)
+        return [start ** (n + 1) for n in range(heads)]
+    below = 2 ** int(np.floor(np.log2(heads)))
+    return alibi_slopes(below) + alibi_slopes(2 * below)[::2][: heads - below]
+
+
 @each_sequence
 def retention(w, x, causal, decay="retnet", norm_epsilon=1e-5, position="rotary", **_):
     """Sun et al., 2023, eq. 3-8."""
@@ -151,7 +160,7 @@ def retention(w, x, causal, decay="retnet", norm_epsilon=1e-5, position="rotary"
     if decay == "retnet":
         gamma = 1 - 2.0 ** (-5 - i)
     elif decay == "lightning":
-        gamma = np.exp(-(2.0 ** (-8 * (i + 1) / heads)))
+        gamma = np.exp(np.negative(alibi_slopes(heads)))
     else:
         gamma = np.asarray(decay)
     k = k / np.sqrt(k.shape[2])

@@ -910,17 +910,8 @@ def _sinusoidal_score(q, k, i, j, head, heads, w, base=10_000.0):
     return (q + _sinusoid(i, len(q), base)) @ (k + _sinusoid(j, len(q), base))
 
 
-def alibi_slopes(heads):
-    """Press et al., 2022, section 3; of no power of two, as the paper's published code."""
-    if heads & (heads - 1) == 0:
-        start = 2 ** (-8 / heads)
-        return [start ** (n + 1) for n in range(heads)]
-    below = 2 ** int(np.floor(np.log2(heads)))
-    return alibi_slopes(below) + alibi_slopes(2 * below)[::2][: heads - below]
-
-
 def _alibi_score(q, k, i, j, head, heads, w):
-    return q @ k - np.sqrt(len(q)) * alibi_slopes(heads)[head] * abs(i - j)
+    return q @ k - np.sqrt(len(q)) * recurrent_references.alibi_slopes(heads)[head] * abs(i - j)
 
 
 def t5_bucket(ahead, num_buckets=32, max_distance=128, bidirectional=True):

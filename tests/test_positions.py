@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import recurrent_references
 import references
 from references import How
 from support import (
@@ -132,7 +133,7 @@ def test_a_position_streams_saves_and_compiles(name, rng, tmp_path):
 def test_slopes_of_alibi_are_the_papers(heads):
     from keras_cosattn.positions.alibi import slopes
 
-    assert_close(slopes(heads), references.alibi_slopes(heads), 1e-12)
+    assert_close(slopes(heads), recurrent_references.alibi_slopes(heads), 1e-12)
     assert slopes(8)[0] == 0.5
 
 
