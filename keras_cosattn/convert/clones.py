@@ -60,13 +60,18 @@ def _again(part: Any) -> Any:
     """A new object of the same config, if it has a state; losses, names and numbers as they are."""
     if not isinstance(part, (keras.optimizers.Optimizer, keras.metrics.Metric)):
         return part
+    return made_again(part, "The copy cannot be compiled as the model is")
+
+
+def made_again(part: Any, problem: str) -> Any:
+    """Return a new object of the same config. Raise ValueError, which begins with the problem."""
     try:
         return type(part).from_config(part.get_config())
-    except Exception as error:  # whatever it is: the model could not be loaded either
+    except Exception as error:  # whatever it is: a copy could not be loaded either
         raise ValueError(
-            f"The copy cannot be compiled as the model is: '{part.name}' ({type(part).__name__}) "
-            "cannot be made again from its own `get_config()`. Give the class one with all "
-            "arguments of its constructor, or compile the model after the conversion. "
+            f"{problem}: '{part.name}' ({type(part).__name__}) cannot be made again from its own "
+            "`get_config()`. Give the class one with all arguments of its constructor; an optimizer "
+            "or a metric can also be compiled in after the conversion. "
             f"{type(error).__name__}: {error}"
         ) from error
 

@@ -11,7 +11,14 @@ from keras.layers import Layer
 
 from keras_cosattn.attention import Attention
 from keras_cosattn.convert.attention_layers import attending_part, paths_of
-from keras_cosattn.convert.clones import GRAPHS, clone, compile_like, refuse_adapted, sharing_models
+from keras_cosattn.convert.clones import (
+    GRAPHS,
+    clone,
+    compile_like,
+    made_again,
+    refuse_adapted,
+    sharing_models,
+)
 from keras_cosattn.convert.equivalents import DECODERS, EMBEDDINGS, class_of, equivalent_of
 from keras_cosattn.convert.exchange import Replacement, exchange
 from keras_cosattn.convert.keras_hub_decoders import CannotConvertError
@@ -210,14 +217,7 @@ class _Conversion:
 
     def _made_again(self, old: Layer) -> Layer:
         """Return a layer of the same config, not built."""
-        try:
-            return type(old).from_config(old.get_config())
-        except Exception as error:  # whatever it is: a copy could not be loaded either
-            raise ValueError(
-                f"'{self._model.name}' cannot be copied: '{old.name}' ({type(old).__name__}) "
-                "cannot be made again from its own `get_config()`. "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        return made_again(old, f"'{self._model.name}' cannot be copied")
 
     def _selected(self, layer: Layer) -> bool:
         if self._where is None:
