@@ -69,9 +69,9 @@ def made_again(part: Any, problem: str) -> Any:
         return type(part).from_config(part.get_config())
     except Exception as error:  # whatever it is: a copy could not be loaded either
         raise ValueError(
-            f"{problem}: '{part.name}' ({type(part).__name__}) cannot be made again from its own "
-            "`get_config()`. Give the class one with all arguments of its constructor; an optimizer "
-            "or a metric can also be compiled in after the conversion. "
+            f"{problem}: '{part.name}' ({type(part).__name__}) cannot be made again from its "
+            "own `get_config()`. Give the class one with all arguments of its constructor. Compile "
+            "with an optimizer or a metric that lacks one after the conversion. "
             f"{type(error).__name__}: {error}"
         ) from error
 
